@@ -1,0 +1,3 @@
+"""Map how SGD training behaves over grids of hyperparameters."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,71 @@
+"""Put the tables of an experiment's shards together."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sgdphases.config import expand_networks, expand_runs
+from sgdphases.errors import InputError
+
+# Column types that do not depend on which runs a shard happens to hold: a column that is null
+# throughout would otherwise lose its type.
+_TEXT_COLUMNS = ("phase",)
+
+
+def aggregate(
+    spec: dict[str, Any], shards: Iterable[Path], table: str, key: str, wanted: Sequence[str]
+) -> pd.DataFrame:
+    """Concatenate one table of all shards, in the order of the grid.
+
+    Args:
+        spec: The resolved experiment.
+        shards: Folders of the shards.
+        table: Name of the table, e.g. "runs".
+        key: Column that names the item a row belongs to.
+        wanted: The grid's items in order; rows of others are left out.
+
+    Returns:
+        The table, sorted by item and then as the shards hold it.
+
+    Raises:
+        InputError: A wanted item is in no shard.
+    """
+    parts = [pd.read_parquet(folder / f"{table}.parquet") for folder in shards]
+    merged = pd.concat(parts, ignore_index=True)
+    # Two finished shards may hold the same item after an edit and its undoing.
+    first_part = pd.concat(
+        [part[[key]].drop_duplicates().assign(part=i) for i, part in enumerate(parts)]
+    ).drop_duplicates(key)
+    origin = pd.concat([part[[key]].assign(part=i) for i, part in enumerate(parts)])
+    chosen = origin["part"].to_numpy() == merged[key].map(first_part.set_index(key)["part"])
+    merged = merged[chosen & merged[key].isin(wanted)]
+    missing = set(wanted) - set(merged[key])
+    if missing:
+        raise InputError(
+            f"{spec['experiment']}: {len(missing)} of {len(wanted)} items are in no shard, first "
+            f"{sorted(missing)[0]}; delete the experiment's shards folder and run again"
+        )
+    order = {name: i for i, name in enumerate(wanted)}
+    merged = merged.sort_values(key, key=lambda names: names.map(order), kind="stable")
+    for column in _TEXT_COLUMNS:
+        if column in merged:
+            merged[column] = merged[column].astype("string")
+    return merged.reset_index(drop=True)
+
+
+def aggregate_curvature(spec: dict[str, Any], shards: Iterable[Path]) -> pd.DataFrame:
+    """One row per (network, seed, batch): see `measure_networks`."""
+    wanted = [network["network_id"] for network in expand_networks(spec)]
+    return aggregate(spec, shards, "curvature", "network_id", wanted)
+
+
+def aggregate_runs(
+    spec: dict[str, Any], shards: Sequence[Path]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The experiment's `runs` and `history` tables: see `train_shard`."""
+    wanted = [run["run_id"] for run in expand_runs(spec)]
+    runs = aggregate(spec, shards, "runs", "run_id", wanted)
+    history = aggregate(spec, shards, "history", "run_id", wanted)
+    return runs, history

@@ -1,0 +1,316 @@
+"""Read, validate and resolve the configuration and the experiment files.
+
+Nothing here imports JAX: every job of a cluster parses the workflow again.
+"""
+
+import copy
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sgdphases.errors import InputError
+from sgdphases.grid import LEARNING_RATE_UNIT, content_hash, expand_grid, hyperparameter_schemas
+from sgdphases.validation import (
+    check,
+    describe_value,
+    fill_defaults,
+    format_path,
+    load_schema,
+    read_yaml,
+    resolve_reference,
+    suggest,
+)
+
+# Names are kept here so that the workflow knows them without importing JAX; a test compares them
+# with the registries.
+TRAINING_MODELS = ("fully_connected",)
+THEORY_MODELS = (
+    "warmup",
+    "warmup_descent",
+    "warmup_plane",
+    "linear_updates",
+    "linear_model",
+    "heavy_ball",
+)
+
+# What defines a network at initialisation, and with it its curvature.
+NETWORK_HYPERPARAMETERS = (
+    "model",
+    "depth",
+    "width",
+    "activation",
+    "parametrisation",
+    "weight_scale",
+    "bias_scale",
+    "loss",
+    "precision",
+    "seed",
+)
+# What may differ between the runs of one compiled program.
+VECTORISED_HYPERPARAMETERS = ("learning_rate", LEARNING_RATE_UNIT, "momentum", "weight_decay", "seed")
+
+CONFIG_SOURCE = "config/config.yaml or --config"
+
+
+@dataclass(frozen=True)
+class Config:
+    """The workflow's configuration.
+
+    Attributes:
+        scale: smoke, quick or paper.
+        experiments: "all", or patterns over `<paper>/<experiment>`.
+        data: embedded or published.
+        manual_dir: Folder with already downloaded official files, or None.
+        results_dir: Folder that results are written to.
+    """
+
+    scale: str
+    experiments: str | list[str]
+    data: str
+    manual_dir: str | None
+    results_dir: str
+
+
+def read_config(raw: Mapping[str, Any]) -> Config:
+    """Validate the configuration as Snakemake merged it from file and command line.
+
+    Raises:
+        InputError: A key or a value is not allowed.
+    """
+    schema = load_schema("config")
+    document = dict(raw)
+    if isinstance(document.get("experiments"), str) and document["experiments"] != "all":
+        # `--config experiments=catapult/fc_mnist` is the natural way to ask for one.
+        document["experiments"] = [document["experiments"]]
+    check(document, schema, CONFIG_SOURCE)
+    document = fill_defaults(document, schema)
+    data = document["data"] or ("published" if document["scale"] == "paper" else "embedded")
+    if document["manual_dir"] is not None and not Path(document["manual_dir"]).is_dir():
+        raise InputError(
+            f"{CONFIG_SOURCE}: manual_dir: {document['manual_dir']!r} is no folder; allowed: a "
+            "folder with already downloaded official files"
+        )
+    return Config(**{**document, "data": data})
+
+
+def find_experiments(folder: Path, patterns: str | list[str]) -> dict[str, Path]:
+    """Find the experiment files that the patterns select.
+
+    Args:
+        folder: Folder with `<paper>/<experiment>.yaml`.
+        patterns: "all", or patterns such as `catapult/*`.
+
+    Returns:
+        Mapping from `<paper>/<experiment>` to its file, sorted by name.
+
+    Raises:
+        InputError: A pattern selects nothing.
+    """
+    known = {f"{p.parent.name}/{p.stem}": p for p in sorted(folder.glob("*/*.yaml"))}
+    if patterns == "all":
+        return known
+    chosen: set[str] = set()
+    for i, pattern in enumerate(patterns):
+        matches = fnmatch.filter(known, pattern)
+        if not matches:
+            raise InputError(
+                f"{CONFIG_SOURCE}: experiments[{i}]: {pattern!r} matches no experiment; allowed: "
+                f"{suggest(pattern, known)}"
+            )
+        chosen.update(matches)
+    return {name: known[name] for name in sorted(chosen)}
+
+
+def merge(base: dict[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """The base with values overridden, key by key; a list and the grid's parts are replaced whole."""
+    merged = copy.deepcopy(base)
+    for key, value in override.items():
+        old = merged.get(key)
+        # An axis or a list of points is one value: merging `values` into `logspace` would mix them.
+        mergeable = isinstance(value, dict) and isinstance(old, dict)
+        if mergeable and key == "grid":
+            merged[key] = {**old, **copy.deepcopy(value)}
+        elif mergeable:
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def load_experiment(path: Path, scale: str, data: str, datasets: Mapping[str, Path]) -> dict[str, Any]:
+    """Read an experiment file and resolve it for one scale and one kind of data.
+
+    Args:
+        path: The experiment file, `<paper>/<experiment>.yaml`.
+        scale: smoke, quick or paper.
+        data: embedded or published.
+        datasets: Known datasets by name.
+
+    Returns:
+        The resolved experiment: every default filled in, `hyperparameters` and `grid` as given,
+        and `experiment`, `paper`, `scale`.
+
+    Raises:
+        InputError: Whatever is wrong with the file, with its key path.
+    """
+    source = str(path)
+    schema = load_schema("experiment")
+    raw = read_yaml(path)
+    check(raw, schema, source)
+    override = raw.get("scales", {}).get(scale, {})
+    document = merge({k: v for k, v in raw.items() if k != "scales"}, override)
+    source = f"{source} (scale {scale})" if override else source
+    check(document, schema, source)
+    document = {k: v for k, v in fill_defaults(document, schema).items() if k != "scales"}
+    if document.get("curvature") is not None:
+        curvature_schema = resolve_reference(schema, "#/$defs/curvature")
+        document["curvature"] = fill_defaults(document["curvature"], curvature_schema)
+    document["dataset"] = _resolve_dataset(document, data, datasets, source)
+    _check_semantics(document, source)
+    return {
+        "experiment": f"{path.parent.name}/{path.stem}",
+        "paper": path.parent.name,
+        "scale": scale,
+        **document,
+    }
+
+
+def _resolve_dataset(
+    document: dict[str, Any], data: str, datasets: Mapping[str, Path], source: str
+) -> dict[str, Any] | None:
+    dataset = document.get("dataset")
+    if document["kind"] == "theory":
+        if dataset is not None:
+            raise InputError(f"{source}: dataset: a theory experiment has none")
+        return None
+    if dataset is None:
+        raise InputError(f"{source}: key 'dataset' is missing")
+    entry = {"name": dataset} if isinstance(dataset, str) else dict(dataset)
+    name = entry.get("name") or entry[data]
+    if name not in datasets:
+        where = "dataset" if isinstance(dataset, str) else f"dataset.{'name' if 'name' in entry else data}"
+        raise InputError(
+            f"{source}: {where}: {name!r} is no known dataset; allowed: {suggest(name, datasets)}"
+        )
+    return {"name": name, "num_train": entry.get("num_train")}
+
+
+def _check_semantics(document: dict[str, Any], source: str) -> None:
+    theory = document["kind"] == "theory"
+    shared = document["hyperparameters"]
+    models = THEORY_MODELS if theory else TRAINING_MODELS
+    runs = expand_grid(_with_defaults(shared, theory), document["grid"], source)
+    for run in runs:
+        if run["model"] not in models:
+            raise InputError(
+                f"{source}: hyperparameters.model: {run['model']!r} is no {document['kind']} model; "
+                f"allowed: {suggest(run['model'], models)}"
+            )
+        if "learning_rate" not in run:
+            raise InputError(f"{source}: grid: key 'learning_rate' is missing")
+    if theory:
+        _reject(document, ("curvature",), "a theory experiment has none", source)
+        return
+    relative = any(run[LEARNING_RATE_UNIT] == "critical" for run in runs)
+    if relative and document.get("curvature") is None:
+        raise InputError(
+            f"{source}: grid.learning_rate.relative_to: 'critical' needs the top NTK eigenvalue; "
+            "allowed: with a curvature section (curvature: {batch_size: 512}), or absolute rates"
+        )
+    if "ntk_top_eigenvalue" in document["measurements"] and document.get("curvature") is None:
+        raise InputError(
+            f"{source}: measurements.ntk_top_eigenvalue: needs a curvature section, whose batch is "
+            "used"
+        )
+    for key in ("converged_output",):
+        if key in document["stopping"]:
+            raise InputError(f"{source}: stopping.{key}: only a theory experiment may stop by it")
+
+
+def _reject(document: dict[str, Any], keys: tuple[str, ...], why: str, source: str) -> None:
+    for key in keys:
+        if document.get(key) is not None:
+            raise InputError(f"{source}: {format_path([key])}: {describe_value(document[key])}: {why}")
+
+
+def _with_defaults(shared: dict[str, Any], theory: bool) -> dict[str, Any]:
+    """Defaults belong to trained networks; a theory model has only the hyperparameters it names."""
+    schemas = hyperparameter_schemas()
+    defaults = {k: s["default"] for k, s in schemas.items() if "default" in s and not theory}
+    typed = {
+        key: float(value) if schemas[key].get("type") == "number" else value
+        for key, value in shared.items()
+    }
+    return {**defaults, **typed}
+
+
+def expand_runs(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """List an experiment's runs.
+
+    Returns:
+        One flat mapping per run: `run_id`, a name derived from everything that determines the
+        run's numbers, and every hyperparameter under its code name.
+    """
+    settings = expand_grid(
+        _with_defaults(spec["hyperparameters"], spec["kind"] == "theory"),
+        spec["grid"],
+        spec["experiment"],
+    )
+    common = {key: spec.get(key) for key in _RUN_SETTINGS}
+    return [{"run_id": content_hash([common, setting]), **setting} for setting in settings]
+
+
+# What, besides its hyperparameters, determines a run's numbers.
+_RUN_SETTINGS = (
+    "kind",
+    "dataset",
+    "stopping",
+    "measurements",
+    "curvature",
+    "evaluation",
+    "divergence_factor",
+    "data_seed",
+)
+
+
+def network_of(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a run's hyperparameters that defines its network at initialisation."""
+    return {key: run[key] for key in NETWORK_HYPERPARAMETERS}
+
+
+def network_id(spec: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    """Name of a run's network together with the data its curvature is measured on."""
+    return content_hash([network_of(run), spec["dataset"], spec["curvature"], spec["data_seed"]])
+
+
+def expand_networks(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """The distinct networks of an experiment whose curvature is measured, each with `network_id`."""
+    networks = {}
+    for run in expand_runs(spec):
+        name = network_id(spec, run)
+        networks[name] = {"network_id": name, **network_of(run)}
+    return list(networks.values())
+
+
+def shape_key(run: Mapping[str, Any]) -> str:
+    """Name of the compiled program that a run belongs to."""
+    static = {k: v for k, v in run.items() if k not in (*VECTORISED_HYPERPARAMETERS, "run_id")}
+    return content_hash([static, run["momentum"] > 0])
+
+
+def run_settings(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an experiment that, with the hyperparameters, determines a run's numbers."""
+    return {"experiment": spec["experiment"], **{key: spec.get(key) for key in _RUN_SETTINGS}}
+
+
+def published_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The resolved experiment as written to spec.yaml.
+
+    Captions stay out: they belong to the figures, and an edited caption must not touch the tables.
+    How the runs are grouped into jobs stays out too.
+    """
+    hidden = ("figures", "runs_per_shard", "networks_per_shard")
+    kept = {key: value for key, value in spec.items() if key not in hidden}
+    return {**kept, "num_runs": len(expand_runs(dict(spec)))}

@@ -1,0 +1,39 @@
+"""The tables of one experiment, as figures and claims read them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+
+@dataclass(frozen=True)
+class ExperimentTables:
+    """What one experiment left on disk.
+
+    Attributes:
+        spec: The resolved experiment (`spec.yaml`).
+        runs: One row per run (`runs.parquet`).
+        history: One row per run and measurement (`history.parquet`).
+        curvature: One row per (network, seed, batch) (`curvature.parquet`), or None where the
+            experiment has no curvature stage.
+    """
+
+    spec: dict[str, Any]
+    runs: pd.DataFrame
+    history: pd.DataFrame
+    curvature: pd.DataFrame | None
+
+
+def load_experiment(directory: Path) -> ExperimentTables:
+    """Read the tables of the experiment in `directory`."""
+    curvature_path = directory / "curvature.parquet"
+    spec = yaml.safe_load((directory / "spec.yaml").read_text(encoding="utf-8"))
+    has_curvature = spec.get("curvature") is not None
+    return ExperimentTables(
+        spec=spec,
+        runs=pd.read_parquet(directory / "runs.parquet"),
+        history=pd.read_parquet(directory / "history.parquet"),
+        curvature=pd.read_parquet(curvature_path) if has_curvature else None,
+    )

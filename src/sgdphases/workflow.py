@@ -1,0 +1,156 @@
+"""What the Snakefile needs to know before any job runs.
+
+It is evaluated each time the workflow is parsed, on compute nodes too: no JAX, no TensorFlow, and
+the same answer everywhere.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sgdphases.config import (
+    Config,
+    expand_networks,
+    expand_runs,
+    find_experiments,
+    load_experiment,
+    network_id,
+    network_of,
+    read_config,
+    shape_key,
+)
+from sgdphases.datasets.definition import load_definition
+from sgdphases.errors import InputError
+from sgdphases.fingerprint import stage_fingerprint
+from sgdphases.planning import Record, Shard, plan_shards, read_notes, sort_key
+
+EXPERIMENTS_FOLDER = Path("config/experiments")
+DATASETS_FOLDER = Path("config/datasets")
+
+
+@dataclass
+class ExperimentPlan:
+    """One experiment and the shards its jobs compute.
+
+    Attributes:
+        spec: The resolved experiment.
+        folder: The experiment's results folder.
+    """
+
+    spec: dict[str, Any]
+    folder: Path
+
+    @cached_property
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """The runs by run_id."""
+        return {run["run_id"]: run for run in expand_runs(self.spec)}
+
+    @cached_property
+    def networks(self) -> dict[str, dict[str, Any]]:
+        """The networks whose curvature is measured, by network_id; empty without that stage."""
+        if self.spec.get("curvature") is None:
+            return {}
+        return {network["network_id"]: network for network in expand_networks(self.spec)}
+
+    @cached_property
+    def training_shards(self) -> dict[str, Shard]:
+        """The shards of the training stage by name."""
+        groups: dict[str, list[Record]] = {}
+        for run in self.runs.values():
+            groups.setdefault(shape_key(run), []).append(run)
+        ordered = [
+            {run["run_id"]: run for run in sorted(group, key=sort_key)}
+            for _, group in sorted(groups.items())
+        ]
+        return self._plan("training", ordered, self.spec["runs_per_shard"])
+
+    @cached_property
+    def curvature_shards(self) -> dict[str, Shard]:
+        """The shards of the curvature stage by name.
+
+        They cover the networks of the grid, and those of runs that left the grid but share a
+        finished training shard with runs that did not: the inputs of that shard stay the same.
+        """
+        networks = dict(self.networks)
+        for shard in self.training_shards.values():
+            for run in shard.items.values():
+                name = network_id(self.spec, run)
+                networks.setdefault(name, {"network_id": name, **network_of(run)})
+        return self._plan("curvature", [networks], self.spec["networks_per_shard"])
+
+    def _plan(
+        self, stage: str, groups: list[dict[str, Record]], size: int
+    ) -> dict[str, Shard]:
+        version = stage_fingerprint(stage)
+        finished = read_notes(self.folder / f"{stage}_shards", version)
+        return {shard.name: shard for shard in plan_shards(groups, finished, size, version)}
+
+    def network_ids(self, shard: str) -> list[str]:
+        """The network of each run of a training shard; empty names without a curvature stage."""
+        runs = self.training_shards[shard].items.values()
+        return [network_id(self.spec, run) if self.networks else "" for run in runs]
+
+    def curvature_shards_of(self, shard: str) -> list[str]:
+        """The curvature shards that hold the networks of a training shard."""
+        if not self.networks:
+            return []
+        needed = set(self.network_ids(shard))
+        return [other.name for other in self.curvature_shards.values() if needed & set(other.items)]
+
+
+@dataclass
+class Plan:
+    """All that the configuration asks for.
+
+    Attributes:
+        config: The validated configuration.
+        experiments: The chosen experiments by `<paper>/<experiment>`.
+        datasets: Definitions of the known datasets by name.
+        dataset_files: Files of the user's own that a dataset is made from, by name.
+        figures: Experiment that feeds a figure, by `<paper>/<figure>`.
+    """
+
+    config: Config
+    experiments: dict[str, ExperimentPlan]
+    datasets: dict[str, Path]
+    dataset_files: dict[str, list[str]]
+    figures: dict[str, str]
+
+
+def make_plan(raw_config: Mapping[str, Any]) -> Plan:
+    """Validate the configuration and every chosen experiment, and plan the shards.
+
+    Args:
+        raw_config: The configuration as Snakemake merged it.
+
+    Raises:
+        InputError: Whatever is wrong, before any job runs.
+    """
+    config = read_config(raw_config)
+    datasets = {path.stem: path for path in sorted(DATASETS_FOLDER.glob("*.yaml"))}
+    experiments = {}
+    figures: dict[str, str] = {}
+    for name, path in find_experiments(EXPERIMENTS_FOLDER, config.experiments).items():
+        spec = load_experiment(path, config.scale, config.data, datasets)
+        folder = Path(config.results_dir) / "experiments" / name
+        experiments[name] = ExperimentPlan(spec, folder)
+        for figure in spec["figures"]:
+            key = f"{spec['paper']}/{figure}"
+            if key in figures:
+                raise InputError(f"{path}: figures.{figure}: {figures[key]} draws it already")
+            figures[key] = name
+    used = sorted({p.spec["dataset"]["name"] for p in experiments.values() if p.spec["dataset"]})
+    files = {name: _own_files(name, datasets[name]) for name in used}
+    return Plan(config, experiments, datasets, files, figures)
+
+
+def _own_files(name: str, definition_path: Path) -> list[str]:
+    """The files named by a dataset's definition, which must exist."""
+    definition = load_definition(definition_path)
+    files = [definition["path"]] if "path" in definition else []
+    for file in files:
+        if not Path(file).is_file():
+            raise InputError(f"{definition_path}: path: {file!r}: no such file")
+    return files

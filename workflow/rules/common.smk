@@ -1,0 +1,61 @@
+# What all rules share: the plan, and where things are.
+import os
+import sys
+
+from sgdphases.config import published_spec, run_settings
+from sgdphases.errors import InputError
+from sgdphases.fingerprint import stage_fingerprint
+from sgdphases.workflow import make_plan
+
+try:
+    PLAN = make_plan(config)
+except InputError as error:
+    # One line: Snakemake would add its own account of where the Snakefile raised it.
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    os._exit(2)
+
+RESULTS = PLAN.config.results_dir
+LOGS = f"{RESULTS}/logs"
+EXPERIMENT = f"{RESULTS}/experiments/{{paper}}/{{experiment}}"
+THEORY = [name for name, plan in PLAN.experiments.items() if plan.spec["kind"] == "theory"]
+TRAINING = [name for name in PLAN.experiments if name not in THEORY]
+
+
+wildcard_constraints:
+    paper="[a-z0-9]+",
+    experiment="[a-z0-9_]+",
+    dataset="[A-Za-z0-9_-]+",
+    figure="[A-Za-z0-9_]+",
+    shard="[0-9a-f]{12}",
+
+
+def one_of(names):
+    """A pattern that matches the names, or nothing where there are none."""
+    return "|".join(sorted(set(names))) or "(?!)"
+
+
+def plan_of(wildcards):
+    return PLAN.experiments[f"{wildcards.paper}/{wildcards.experiment}"]
+
+
+def dataset_files(wildcards):
+    """The manifest stands for the dataset: it is written last."""
+    name = plan_of(wildcards).spec["dataset"]["name"]
+    return f"{RESULTS}/datasets/{name}/manifest.json"
+
+
+def experiment_tables(name):
+    folder = f"{RESULTS}/experiments/{name}"
+    tables = ["spec.yaml", "runs.parquet", "history.parquet"]
+    if PLAN.experiments[name].networks:
+        tables.append("curvature.parquet")
+    return [f"{folder}/{table}" for table in tables]
+
+
+def figure_files(name):
+    return [f"{RESULTS}/figures/{name}.{suffix}" for suffix in ("svg", "png", "parquet")]
+
+
+def figure_caption(wildcards):
+    experiment = PLAN.figures[f"{wildcards.paper}/{wildcards.figure}"]
+    return PLAN.experiments[experiment].spec["figures"][wildcards.figure]["caption"]

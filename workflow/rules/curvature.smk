@@ -1,0 +1,39 @@
+# curvature_shards/<shard>/: the top NTK eigenvalue of some networks at initialisation.
+
+
+rule curvature_shard:
+    input:
+        dataset=dataset_files,
+    output:
+        f"{EXPERIMENT}/curvature_shards/{{shard}}/curvature.parquet",
+    log:
+        f"{LOGS}/{{paper}}/{{experiment}}/curvature_{{shard}}.log",
+    params:
+        settings=lambda wildcards: run_settings(plan_of(wildcards).spec),
+        networks=lambda wildcards: dict(
+            plan_of(wildcards).curvature_shards[wildcards.shard].items
+        ),
+        fingerprint=stage_fingerprint("curvature"),
+    conda:
+        "../../environment.yml"
+    script:
+        "../scripts/measure_curvature.py"
+
+
+rule curvature:
+    input:
+        spec=f"{EXPERIMENT}/spec.yaml",
+        shards=lambda wildcards: [
+            f"{plan_of(wildcards).folder}/curvature_shards/{shard}/curvature.parquet"
+            for shard in plan_of(wildcards).curvature_shards
+        ],
+    output:
+        f"{EXPERIMENT}/curvature.parquet",
+    log:
+        f"{LOGS}/{{paper}}/{{experiment}}/curvature.log",
+    params:
+        fingerprint=stage_fingerprint("aggregation"),
+    conda:
+        "../../environment.yml"
+    script:
+        "../scripts/aggregate_curvature.py"

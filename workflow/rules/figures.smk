@@ -1,0 +1,27 @@
+# results/figures/<paper>/<figure>: the picture, and the plotted numbers beside it.
+
+
+rule figure:
+    input:
+        lambda wildcards: experiment_tables(
+            PLAN.figures[f"{wildcards.paper}/{wildcards.figure}"]
+        ),
+    output:
+        svg=report(
+            f"{RESULTS}/figures/{{paper}}/{{figure}}.svg",
+            caption="../report/figure.rst",
+            category="Figures: {paper}",
+            labels={"figure": "{figure}"},
+        ),
+        png=f"{RESULTS}/figures/{{paper}}/{{figure}}.png",
+        numbers=f"{RESULTS}/figures/{{paper}}/{{figure}}.parquet",
+    log:
+        f"{LOGS}/{{paper}}/figures/{{figure}}.log",
+    params:
+        caption=lambda wildcards: figure_caption(wildcards),
+        experiment=lambda wildcards: PLAN.figures[f"{wildcards.paper}/{wildcards.figure}"],
+        fingerprint=stage_fingerprint("figures.draw"),
+    conda:
+        "../../environment.yml"
+    script:
+        "../scripts/draw_figure.py"

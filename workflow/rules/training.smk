@@ -1,0 +1,26 @@
+# training_shards/<shard>/: runs that one program trains together.
+
+
+rule training_shard:
+    input:
+        dataset=dataset_files,
+        curvature=lambda wildcards: [
+            f"{plan_of(wildcards).folder}/curvature_shards/{shard}/curvature.parquet"
+            for shard in plan_of(wildcards).curvature_shards_of(wildcards.shard)
+        ],
+    output:
+        runs=f"{EXPERIMENT}/training_shards/{{shard}}/runs.parquet",
+        history=f"{EXPERIMENT}/training_shards/{{shard}}/history.parquet",
+    log:
+        f"{LOGS}/{{paper}}/{{experiment}}/training_{{shard}}.log",
+    params:
+        settings=lambda wildcards: run_settings(plan_of(wildcards).spec),
+        runs=lambda wildcards: dict(
+            plan_of(wildcards).training_shards[wildcards.shard].items
+        ),
+        network_ids=lambda wildcards: plan_of(wildcards).network_ids(wildcards.shard),
+        fingerprint=stage_fingerprint("training"),
+    conda:
+        "../../environment.yml"
+    script:
+        "../scripts/train_shard.py"

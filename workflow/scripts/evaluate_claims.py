@@ -1,0 +1,22 @@
+"""Score every claim of the papers: claims.parquet, claims.md, claims.html.
+
+Inputs: the tables of all experiments.
+"""
+
+from pathlib import Path
+
+from sgdphases.claims.evaluate import evaluate_claims, write_scorecard
+from sgdphases.scripting import run_script
+from sgdphases.storage import write_parquet
+from sgdphases.tables import load_experiment
+
+
+def main() -> None:
+    folder = Path(snakemake.params.results) / "experiments"
+    tables = {name: load_experiment(folder / name) for name in snakemake.params.experiments}
+    claims = evaluate_claims(tables)
+    write_parquet(claims, Path(snakemake.output.table))
+    write_scorecard(claims, Path(snakemake.output.markdown), Path(snakemake.output.page))
+
+
+run_script(main, snakemake.log)

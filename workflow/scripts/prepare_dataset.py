@@ -1,0 +1,23 @@
+"""Prepare one dataset: the arrays and manifest.json.
+
+Input: the dataset's definition, and the files it names. Where official files were found does not
+change what they hold, so `manual_dir` comes from the configuration and is no parameter of the rule.
+"""
+
+from pathlib import Path
+
+from sgdphases.datasets import load_definition, prepare
+from sgdphases.scripting import run_script
+
+
+def main() -> None:
+    manual_dir = snakemake.config.get("manual_dir")
+    prepare(
+        snakemake.wildcards.dataset,
+        load_definition(Path(snakemake.input.definition)),
+        Path(snakemake.output.manifest).parent,
+        Path(manual_dir) if manual_dir else None,
+    )
+
+
+run_script(main, snakemake.log)

@@ -1,0 +1,23 @@
+"""Compute a theory experiment.
+
+Input: spec.yaml. Outputs: runs.parquet, history.parquet.
+"""
+
+from pathlib import Path
+
+import yaml
+
+from sgdphases.config import expand_runs
+from sgdphases.scripting import run_script
+from sgdphases.storage import write_parquet
+from sgdphases.theory.programs import run_theory
+
+
+def main() -> None:
+    spec = yaml.safe_load(Path(snakemake.input.spec).read_text(encoding="utf-8"))
+    runs, history = run_theory(spec, expand_runs(spec))
+    write_parquet(runs, Path(snakemake.output.runs))
+    write_parquet(history, Path(snakemake.output.history))
+
+
+run_script(main, snakemake.log)
