@@ -1,8 +1,23 @@
 # The way of the data: datasets -> curvature -> training -> aggregation -> figures, claims.
 # Rules are in workflow/rules, one file per stage; what they run is in src/sgdphases.
+import sys
+from pathlib import Path
+
 from snakemake.utils import min_version
 
+# The workflow and its jobs, in whatever environment, run the code of this checkout.
+sys.path.insert(0, f"{workflow.basedir}/src")
+
+from sgdphases.scripting import ending_on_bad_input, run_jobs_from
+from sgdphases.validation import read_yaml
+
 min_version("9.0")
+run_jobs_from(f"{workflow.basedir}/src")
+
+# Snakemake accepts a key given twice, and does not name a file that it cannot read.
+with ending_on_bad_input():
+    if Path("config/config.yaml").exists():
+        read_yaml(Path("config/config.yaml"))
 
 
 configfile: "config/config.yaml"

@@ -52,7 +52,8 @@ def aggregate(
     for column in _TEXT_COLUMNS:
         if column in merged:
             merged[column] = merged[column].astype("string")
-    return merged.reset_index(drop=True)
+    ordered: pd.DataFrame = merged.reset_index(drop=True)
+    return ordered
 
 
 def aggregate_curvature(spec: dict[str, Any], shards: Iterable[Path]) -> pd.DataFrame:

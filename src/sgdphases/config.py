@@ -5,6 +5,8 @@ Nothing here imports JAX: every job of a cluster parses the workflow again.
 
 import copy
 import fnmatch
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 from sgdphases.errors import InputError
 from sgdphases.grid import LEARNING_RATE_UNIT, content_hash, expand_grid, hyperparameter_schemas
 from sgdphases.validation import (
+    as_declared,
     check,
     describe_value,
     fill_defaults,
@@ -26,14 +29,15 @@ from sgdphases.validation import (
 # Names are kept here so that the workflow knows them without importing JAX; a test compares them
 # with the registries.
 TRAINING_MODELS = ("fully_connected",)
-THEORY_MODELS = (
-    "warmup",
-    "warmup_descent",
-    "warmup_plane",
-    "linear_updates",
-    "linear_model",
-    "heavy_ball",
-)
+# Each with the hyperparameters that define its runs, besides learning rate and seed.
+THEORY_MODELS = {
+    "warmup": ("width",),
+    "warmup_descent": ("width",),
+    "warmup_plane": ("width",),
+    "linear_updates": ("width", "num_samples", "input_dim"),
+    "linear_model": ("width", "num_samples", "input_dim"),
+    "heavy_ball": ("width", "momentum"),
+}
 
 # What defines a network at initialisation, and with it its curvature.
 NETWORK_HYPERPARAMETERS = (
@@ -52,6 +56,8 @@ NETWORK_HYPERPARAMETERS = (
 VECTORISED_HYPERPARAMETERS = ("learning_rate", LEARNING_RATE_UNIT, "momentum", "weight_decay", "seed")
 
 CONFIG_SOURCE = "config/config.yaml or --config"
+# What the rules' wildcards match.
+_EXPERIMENT_NAME = re.compile(r"[a-z0-9]+/[a-z0-9_]+")
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,9 @@ def read_config(raw: Mapping[str, Any]) -> Config:
             f"{CONFIG_SOURCE}: manual_dir: {document['manual_dir']!r} is no folder; allowed: a "
             "folder with already downloaded official files"
         )
-    return Config(**{**document, "data": data})
+    # Snakemake takes "results//logs" and "results/logs" for two places.
+    results_dir = Path(document["results_dir"]).as_posix()
+    return Config(**{**document, "data": data, "results_dir": results_dir})
 
 
 def find_experiments(folder: Path, patterns: str | list[str]) -> dict[str, Path]:
@@ -106,9 +114,21 @@ def find_experiments(folder: Path, patterns: str | list[str]) -> dict[str, Path]
         Mapping from `<paper>/<experiment>` to its file, sorted by name.
 
     Raises:
-        InputError: A pattern selects nothing.
+        InputError: A pattern selects nothing, or a file is not where or what it is taken for.
     """
-    known = {f"{p.parent.name}/{p.stem}": p for p in sorted(folder.glob("*/*.yaml"))}
+    known = {}
+    for path in sorted(folder.rglob("*.y*ml")):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if path.name.startswith("."):  # an editor's own file
+            continue
+        if path.suffix != ".yaml" or not _EXPERIMENT_NAME.fullmatch(name):
+            raise InputError(
+                f"{path}: not the name of an experiment; allowed: {folder}/<paper>/"
+                "<experiment>.yaml in lower-case letters, digits and, in the experiment, _"
+            )
+        known[name] = path
+    if not known:
+        raise InputError(f"{folder}: holds no experiment; allowed: <paper>/<experiment>.yaml")
     if patterns == "all":
         return known
     chosen: set[str] = set()
@@ -128,14 +148,14 @@ def merge(base: dict[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
     merged = copy.deepcopy(base)
     for key, value in override.items():
         old = merged.get(key)
-        # An axis or a list of points is one value: merging `values` into `logspace` would mix them.
-        mergeable = isinstance(value, dict) and isinstance(old, dict)
-        if mergeable and key == "grid":
-            merged[key] = {**old, **copy.deepcopy(value)}
-        elif mergeable:
-            merged[key] = merge(old, value)
-        else:
+        if not (isinstance(value, dict) and isinstance(old, dict)):
             merged[key] = copy.deepcopy(value)
+        elif key == "grid":
+            # An axis or a list of points is one value: merging `values` into `logspace` would mix
+            # them.
+            merged[key] = {**old, **copy.deepcopy(value)}
+        else:
+            merged[key] = merge(old, value)
     return merged
 
 
@@ -150,7 +170,7 @@ def load_experiment(path: Path, scale: str, data: str, datasets: Mapping[str, Pa
 
     Returns:
         The resolved experiment: every default filled in, `hyperparameters` and `grid` as given,
-        and `experiment`, `paper`, `scale`.
+        and `experiment`, `paper`, `scale`, `num_runs`.
 
     Raises:
         InputError: Whatever is wrong with the file, with its key path.
@@ -166,14 +186,16 @@ def load_experiment(path: Path, scale: str, data: str, datasets: Mapping[str, Pa
     document = {k: v for k, v in fill_defaults(document, schema).items() if k != "scales"}
     if document.get("curvature") is not None:
         curvature_schema = resolve_reference(schema, "#/$defs/curvature")
-        document["curvature"] = fill_defaults(document["curvature"], curvature_schema)
+        document["curvature"] = fill_defaults(document["curvature"], curvature_schema, schema)
+    document = as_declared(document, schema)
     document["dataset"] = _resolve_dataset(document, data, datasets, source)
-    _check_semantics(document, source)
+    num_runs = _check_semantics(document, source)
     return {
         "experiment": f"{path.parent.name}/{path.stem}",
         "paper": path.parent.name,
         "scale": scale,
         **document,
+        "num_runs": num_runs,
     }
 
 
@@ -183,10 +205,15 @@ def _resolve_dataset(
     dataset = document.get("dataset")
     if document["kind"] == "theory":
         if dataset is not None:
-            raise InputError(f"{source}: dataset: a theory experiment has none")
+            raise InputError(
+                f"{source}: dataset: {describe_value(dataset)} is not allowed; allowed: nothing, a "
+                "theory experiment has no data"
+            )
         return None
     if dataset is None:
-        raise InputError(f"{source}: key 'dataset' is missing")
+        raise InputError(
+            f"{source}: key 'dataset' is missing; required: dataset, by a training experiment"
+        )
     entry = {"name": dataset} if isinstance(dataset, str) else dict(dataset)
     name = entry.get("name") or entry[data]
     if name not in datasets:
@@ -197,22 +224,23 @@ def _resolve_dataset(
     return {"name": name, "num_train": entry.get("num_train")}
 
 
-def _check_semantics(document: dict[str, Any], source: str) -> None:
+def _check_semantics(document: dict[str, Any], source: str) -> int:
+    """Check what a schema cannot; return the number of runs."""
     theory = document["kind"] == "theory"
     shared = document["hyperparameters"]
-    models = THEORY_MODELS if theory else TRAINING_MODELS
+    models = tuple(THEORY_MODELS) if theory else TRAINING_MODELS
     runs = expand_grid(_with_defaults(shared, theory), document["grid"], source)
     for run in runs:
         if run["model"] not in models:
+            where = "hyperparameters.model" if run["model"] == shared["model"] else "grid.model"
             raise InputError(
-                f"{source}: hyperparameters.model: {run['model']!r} is no {document['kind']} model; "
-                f"allowed: {suggest(run['model'], models)}"
+                f"{source}: {where}: {run['model']!r} is no {document['kind']} model; allowed: "
+                f"{suggest(run['model'], models)}"
             )
-        if "learning_rate" not in run:
-            raise InputError(f"{source}: grid: key 'learning_rate' is missing")
+        _check_names(run, shared, theory, source)
     if theory:
         _reject(document, ("curvature",), "a theory experiment has none", source)
-        return
+        return len(runs)
     relative = any(run[LEARNING_RATE_UNIT] == "critical" for run in runs)
     if relative and document.get("curvature") is None:
         raise InputError(
@@ -227,6 +255,31 @@ def _check_semantics(document: dict[str, Any], source: str) -> None:
     for key in ("converged_output",):
         if key in document["stopping"]:
             raise InputError(f"{source}: stopping.{key}: only a theory experiment may stop by it")
+    return len(runs)
+
+
+def _check_names(
+    run: Mapping[str, Any], shared: Mapping[str, Any], theory: bool, source: str
+) -> None:
+    """A run has the hyperparameters that its model reads: all of them, and no other."""
+    if theory:
+        needed = {"model", "learning_rate", "seed", *THEORY_MODELS[run["model"]]}
+    else:
+        schemas = hyperparameter_schemas()
+        needed = {"model", "learning_rate", *(k for k, s in schemas.items() if "default" in s)}
+    missing = sorted(needed - set(run))
+    if missing:
+        raise InputError(
+            f"{source}: grid: key {missing[0]!r} is missing, in grid and hyperparameters; required: "
+            f"{', '.join(sorted(needed))}"
+        )
+    unused = sorted(set(run) - needed - {LEARNING_RATE_UNIT})
+    if unused:
+        where = "hyperparameters" if unused[0] in shared else "grid"
+        raise InputError(
+            f"{source}: {where}.{unused[0]}: the model {run['model']!r} does not use it; allowed: "
+            f"{', '.join(sorted(needed))}"
+        )
 
 
 def _reject(document: dict[str, Any], keys: tuple[str, ...], why: str, source: str) -> None:
@@ -239,11 +292,7 @@ def _with_defaults(shared: dict[str, Any], theory: bool) -> dict[str, Any]:
     """Defaults belong to trained networks; a theory model has only the hyperparameters it names."""
     schemas = hyperparameter_schemas()
     defaults = {k: s["default"] for k, s in schemas.items() if "default" in s and not theory}
-    typed = {
-        key: float(value) if schemas[key].get("type") == "number" else value
-        for key, value in shared.items()
-    }
-    return {**defaults, **typed}
+    return {**defaults, **{key: as_declared(value, schemas[key]) for key, value in shared.items()}}
 
 
 def expand_runs(spec: dict[str, Any]) -> list[dict[str, Any]]:
@@ -296,13 +345,19 @@ def expand_networks(spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 def shape_key(run: Mapping[str, Any]) -> str:
     """Name of the compiled program that a run belongs to."""
-    static = {k: v for k, v in run.items() if k not in (*VECTORISED_HYPERPARAMETERS, "run_id")}
-    return content_hash([static, run["momentum"] > 0])
+    return content_hash(
+        {k: v for k, v in run.items() if k not in (*VECTORISED_HYPERPARAMETERS, "run_id")}
+    )
 
 
 def run_settings(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of an experiment that, with the hyperparameters, determines a run's numbers."""
-    return {"experiment": spec["experiment"], **{key: spec.get(key) for key in _RUN_SETTINGS}}
+    """The part of an experiment that, with the hyperparameters, determines a run's numbers.
+
+    Keys are sorted: Snakemake compares the parameters of a job as text.
+    """
+    settings = {"experiment": spec["experiment"], **{key: spec.get(key) for key in _RUN_SETTINGS}}
+    in_order: dict[str, Any] = json.loads(json.dumps(settings, sort_keys=True))
+    return in_order
 
 
 def published_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -312,5 +367,4 @@ def published_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     How the runs are grouped into jobs stays out too.
     """
     hidden = ("figures", "runs_per_shard", "networks_per_shard")
-    kept = {key: value for key, value in spec.items() if key not in hidden}
-    return {**kept, "num_runs": len(expand_runs(dict(spec)))}
+    return {key: value for key, value in spec.items() if key not in hidden}

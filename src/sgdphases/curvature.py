@@ -1,6 +1,7 @@
 """The top eigenvalue of the empirical neural tangent kernel, without forming the kernel."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,9 @@ Apply = Callable[[Parameters, jax.Array], jax.Array]
 _LANCZOS_SEED = 0
 
 
-def ntk_product(apply: Apply, parameters: Parameters, inputs: jax.Array) -> Callable[[jax.Array], jax.Array]:
+def ntk_product(
+    apply: Apply, parameters: Parameters, inputs: jax.Array
+) -> Callable[[jax.Array], jax.Array]:
     r"""Multiplication by the empirical NTK matrix.
 
     .. math:: \Theta_{ij}(x, x') = \frac{1}{k|B|} \sum_p \partial_p f_i(x) \partial_p f_j(x')
@@ -74,22 +77,48 @@ def ntk_top_eigenvalue(
         Catapult paper, SM A; Lanczos with full reorthogonalisation from matfree.
     """
     shape = jax.eval_shape(apply, parameters, inputs)
-    start = jax.random.normal(jax.random.key(_LANCZOS_SEED), shape.shape, shape.dtype)
+    # From numpy: XLA would take most of its compile time to fold a draw of JAX into a constant.
+    draw = np.random.default_rng(_LANCZOS_SEED).standard_normal(math.prod(shape.shape))
+    start = jnp.asarray(draw, shape.dtype)
     steps = min(num_lanczos_steps, start.size)
     product = ntk_product(apply, parameters, inputs)
 
     def flat_product(vector: jax.Array) -> jax.Array:
         return product(vector.reshape(shape.shape)).reshape(-1)
 
-    tridiagonalise = decomp.tridiag_sym(steps, reortho="full", custom_vjp=False)
-    tridiagonal = tridiagonalise(flat_product, start.reshape(-1)).J_small
-    # A kernel of low rank ends the recursion early and leaves NaN behind the finished block; zeros
-    # there decouple that block, and the kernel has no negative eigenvalue that a zero could hide.
-    top = jnp.linalg.eigvalsh(jnp.nan_to_num(tridiagonal, nan=0.0, posinf=0.0, neginf=0.0))[-1]
-    return jnp.where(jnp.isfinite(tridiagonal[0, 0]), top, jnp.nan)
+    # Not `tridiag_sym`, whose averaged off-diagonals hide where the recursion was spent.
+    lanczos = decomp.hessenberg(steps, reortho="full", custom_vjp=False)
+    hessenberg = lanczos(flat_product, start).J_small
+    top: jax.Array = jnp.linalg.eigvalsh(_finished_block(hessenberg))[-1]
+    return top
 
 
-def probe_indices(num_train: int, batch_size: int, num_batches: int, seed: int) -> NDArray[np.int64]:
+def _finished_block(hessenberg: jax.Array) -> jax.Array:
+    """The symmetric tridiagonal matrix of Lanczos, zero behind the point where it was spent.
+
+    A kernel of low rank exhausts its Krylov space after a few products; what follows is normalised
+    rounding noise, which is no longer orthogonal and would add eigenvalues far above the kernel's.
+    The zeros put there hide nothing, as the kernel has no negative eigenvalue.
+
+    Args:
+        hessenberg: (steps, steps) upper Hessenberg matrix of the Arnoldi iteration.
+
+    Returns:
+        (steps, steps) matrix; NaN or infinite entries before that point are kept.
+    """
+    diagonal, off_diagonal = jnp.diagonal(hessenberg), jnp.diagonal(hessenberg, -1)
+    # An error of this size in an off-diagonal enters the eigenvalue squared.
+    tolerance = math.sqrt(np.finfo(hessenberg.dtype).eps)
+    is_spent = off_diagonal <= tolerance * jax.lax.cummax(diagonal[:-1])
+    before = jnp.cumsum(is_spent) == 0
+    off_diagonal = jnp.where(before, off_diagonal, 0.0)
+    diagonal = jnp.append(diagonal[0], jnp.where(before, diagonal[1:], 0.0))
+    return jnp.diag(diagonal) + jnp.diag(off_diagonal, -1) + jnp.diag(off_diagonal, 1)
+
+
+def probe_indices(
+    num_train: int, batch_size: int, num_batches: int, seed: int
+) -> NDArray[np.int64]:
     """Samples of the batches on which curvature is measured.
 
     Args:
@@ -133,14 +162,23 @@ def measure_networks(
         settings["data_seed"],
     )
     rows = []
+    measurements: dict[tuple[Any, ...], Callable[[int], NDArray[np.float64]]] = {}
     for network in networks:
+        shape = tuple((k, v) for k, v in network.items() if k not in ("network_id", "seed"))
+        if shape not in measurements:
+            measurements[shape] = _compile_measurement(
+                network, dataset, indices, curvature["num_lanczos_steps"]
+            )
         with jax.enable_x64(network["precision"] == "float64"):
-            eigenvalues = _measure_network(network, dataset, indices, curvature["num_lanczos_steps"])
+            eigenvalues = measurements[shape](network["seed"])
+        # A kernel of zeros has no finite critical rate.
+        with np.errstate(divide="ignore"):
+            critical, mean_critical = 2 / eigenvalues, 2 / np.mean(eigenvalues)
         logger.info(
             "curvature %s: seed %s, mean critical learning rate %.4g over %d batches",
             settings["experiment"],
             network["seed"],
-            2 / np.mean(eigenvalues),
+            mean_critical,
             len(eigenvalues),
         )
         rows += [
@@ -148,32 +186,37 @@ def measure_networks(
                 "experiment": settings["experiment"],
                 **network,
                 "batch": batch,
-                "ntk_top_eigenvalue": value,
-                "critical_learning_rate": 2 / value,
+                "ntk_top_eigenvalue": eigenvalues[batch],
+                "critical_learning_rate": critical[batch],
             }
-            for batch, value in enumerate(eigenvalues)
+            for batch in range(len(eigenvalues))
         ]
     return pd.DataFrame(rows)
 
 
-def _measure_network(
+def _compile_measurement(
     network: Mapping[str, Any], dataset: Dataset, indices: NDArray[np.int64], num_lanczos_steps: int
-) -> list[float]:
+) -> Callable[[int], NDArray[np.float64]]:
+    """From a seed to the (batches,) eigenvalues; networks that differ in the seed share it."""
     dtype = np.dtype(network["precision"])
     function = build_network(
         network, dataset.train_inputs.shape[1:], dataset.train_targets.shape[1]
     )
-    parameters = function.init(jax.random.key(network["seed"]))
-    measure = jax.jit(
-        lambda p, x: ntk_top_eigenvalue(function.apply, p, x, num_lanczos_steps)
-    )
-    return [
-        float(measure(parameters, jnp.asarray(dataset.train_inputs[batch], dtype)))
-        for batch in indices
-    ]
+    init = jax.jit(function.init)
+    measure = jax.jit(lambda p, x: ntk_top_eigenvalue(function.apply, p, x, num_lanczos_steps))
+
+    def measure_seed(seed: int) -> NDArray[np.float64]:
+        parameters = init(jax.random.key(seed))
+        values = [
+            measure(parameters, jnp.asarray(dataset.train_inputs[batch], dtype))
+            for batch in indices
+        ]
+        return np.asarray(values, dtype=np.float64)
+
+    return measure_seed
 
 
 def critical_learning_rates(curvature: pd.DataFrame) -> dict[str, float]:
     """The critical learning rate 2/λ₀ of each network, λ₀ averaged over its batches."""
     means = curvature.groupby("network_id")["ntk_top_eigenvalue"].mean()
-    return {str(name): 2.0 / float(value) for name, value in means.items()}
+    return {str(name): float(rate) for name, rate in (2.0 / means).items()}

@@ -47,6 +47,26 @@ def stage_modules(module: str) -> frozenset[str]:
     return frozenset(found)
 
 
+def dictionary_keys(module: str, dictionary: str) -> list[str]:
+    """The text keys of a dictionary written out in a module, read without importing it.
+
+    Args:
+        module: Full name of the module.
+        dictionary: Name assigned to at the top level of the module.
+
+    Returns:
+        The keys; none where the name is not assigned a dictionary display.
+    """
+    for node in _tree(module).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        named = any(isinstance(t, ast.Name) and t.id == dictionary for t in targets)
+        value = getattr(node, "value", None)
+        if named and isinstance(value, ast.Dict):
+            keys = [key.value for key in value.keys if isinstance(key, ast.Constant)]
+            return [key for key in keys if isinstance(key, str)]
+    return []
+
+
 def _path(name: str) -> Path | None:
     relative = Path(*name.split(".")[1:])
     candidates = (_ROOT / relative.with_suffix(".py"), _ROOT / relative / "__init__.py")

@@ -9,6 +9,8 @@ import numpy as np
 
 from sgdphases.errors import InputError
 from sgdphases.validation import (
+    KeyPath,
+    as_declared,
     check,
     describe_value,
     format_path,
@@ -24,8 +26,9 @@ _GENERATORS = ("value", "values", "linspace", "logspace")
 # Generated values are rounded to as many digits as one would write, so that a run keeps its
 # identity when the same rate is listed by hand or by another generator.
 _SIGNIFICANT_DIGITS = 12
-
-Path = tuple[str | int, ...]
+_NUMBER = {"type": "number", "description": "a number"}
+_POSITIVE_NUMBER = {"type": "number", "exclusiveMinimum": 0, "description": "a number above 0"}
+_COUNT = {"type": "integer", "minimum": 1, "description": "an integer of at least 1"}
 
 
 def hyperparameter_schemas() -> dict[str, dict[str, Any]]:
@@ -60,22 +63,23 @@ def expand_grid(
         One mapping from hyperparameter to value per run, in the order of the file.
 
     Raises:
-        InputError: An axis names no hyperparameter, a value is not allowed, the grid is empty or a
+        InputError: An axis names no hyperparameter or holds no value, a value is not allowed, or a
             run is listed twice.
     """
-    parts = [(("grid",), grid)] if isinstance(grid, dict) else None
-    parts = parts or [(("grid", i), part) for i, part in enumerate(grid)]
     runs: list[dict[str, Any]] = []
-    for path, part in parts:
-        runs.extend(_expand_product(hyperparameters, part, source, path))
-    if not runs:
-        raise InputError(f"{source}: grid: holds no run; allowed: at least one value on every axis")
+    if isinstance(grid, dict):
+        runs.extend(_expand_product(hyperparameters, grid, source, ("grid",)))
+    else:
+        for i, part in enumerate(grid):
+            runs.extend(_expand_product(hyperparameters, part, source, ("grid", i)))
     seen: set[str] = set()
     for run in runs:
         name = content_hash(run)
         if name in seen:
             swept = {key: run[key] for key in _swept(grid) if key in run}
-            raise InputError(f"{source}: grid: the run {describe_value(swept)} is listed twice")
+            raise InputError(
+                f"{source}: grid: the run {describe_value(swept)} is listed twice; allowed: once"
+            )
         seen.add(name)
     return runs
 
@@ -88,13 +92,13 @@ def _swept(grid: dict[str, Any] | list[Any]) -> list[str]:
 
 
 def _expand_product(
-    hyperparameters: dict[str, Any], part: dict[str, Any], source: str, path: Path
+    hyperparameters: dict[str, Any], part: dict[str, Any], source: str, path: KeyPath
 ) -> list[dict[str, Any]]:
     axes: list[list[dict[str, Any]]] = []
     for name, values in part.items():
         here = (*path, name)
         if name == "points":
-            axes.append(_read_points(values, source, here))
+            axes.append(_read_points(values, part, source, here))
         else:
             axes.append(_read_axis(name, values, source, here))
     return [
@@ -107,99 +111,137 @@ def _with_unit(run: dict[str, Any]) -> dict[str, Any]:
     return {LEARNING_RATE_UNIT: "absolute", **run} if "learning_rate" in run else run
 
 
-def _read_points(points: Any, source: str, path: Path) -> list[dict[str, Any]]:
+def _read_points(
+    points: Any, part: dict[str, Any], source: str, path: KeyPath
+) -> list[dict[str, Any]]:
+    if points == []:
+        raise _empty(source, path)
     if not isinstance(points, list) or not all(isinstance(p, dict) for p in points):
-        raise InputError(f"{source}: {format_path(path)}: allowed: a list of mappings")
+        raise InputError(
+            f"{source}: {format_path(path)}: {describe_value(points)} is not allowed; allowed: a "
+            "list of mappings from hyperparameter to its value"
+        )
     settings = []
     for i, point in enumerate(points):
         setting: dict[str, Any] = {}
         for name, value in point.items():
             here = (*path, i, name)
-            single = value if isinstance(value, dict) else [value]
-            choices = _read_axis(name, single, source, here)
+            if name in part:
+                raise InputError(
+                    f"{source}: {format_path(here)}: {name!r} is an axis of the same grid; "
+                    "allowed: to give it in one of the two"
+                )
+            if isinstance(value, dict):
+                choices = _read_axis(name, value, source, here)
+            else:
+                choices = [_read_value(name, value, source, here)]
             if len(choices) != 1:
-                raise InputError(f"{source}: {format_path(here)}: allowed: a single value")
+                raise InputError(
+                    f"{source}: {format_path(here)}: {describe_value(value)} is not allowed; "
+                    "allowed: a single value"
+                )
             setting.update(choices[0])
         settings.append(setting)
     return settings
 
 
-def _read_axis(name: str, values: Any, source: str, path: Path) -> list[dict[str, Any]]:
-    schemas = hyperparameter_schemas()
+def _read_axis(name: str, values: Any, source: str, path: KeyPath) -> list[dict[str, Any]]:
+    schema = _schema_of(name, source, path)
+    if values == []:
+        raise _empty(source, path)
+    if isinstance(values, list):
+        return [_read_value(name, v, source, (*path, i)) for i, v in enumerate(values)]
+    if not isinstance(values, dict):
+        raise InputError(
+            f"{source}: {format_path(path)}: {describe_value(values)} is not allowed; allowed: a "
+            f"list, or a mapping with one of {', '.join(_GENERATORS)}"
+        )
     where = f"{source}: {format_path(path)}"
+    unit = _read_unit(name, values, where)
+    kind = _generator_of(values, where)
+    here, content = (*path, kind), values[kind]
+    if kind == "value":
+        settings = [_read_value(name, content, source, here)]
+    elif kind == "values":
+        if not isinstance(content, list):
+            raise InputError(
+                f"{where}.values: {describe_value(content)} is not allowed; allowed: a list"
+            )
+        settings = [_read_value(name, v, source, (*here, i)) for i, v in enumerate(content)]
+    else:
+        spaced: list[Any] = _spaced(kind, content, source, here)
+        if schema.get("type") == "integer":
+            spaced = [int(value) if value.is_integer() else value for value in spaced]
+        settings = [_read_value(name, value, source, here) for value in spaced]
+    if not settings:
+        raise _empty(source, here)
+    extra = {} if unit is None else {LEARNING_RATE_UNIT: unit}
+    return [{**setting, **extra} for setting in settings]
+
+
+def _empty(source: str, path: KeyPath) -> InputError:
+    return InputError(
+        f"{source}: {format_path(path)}: [] is not allowed; allowed: at least one value"
+    )
+
+
+def _schema_of(name: str, source: str, path: KeyPath) -> dict[str, Any]:
+    schemas = hyperparameter_schemas()
     if name not in schemas:
         raise InputError(
-            f"{where}: {name!r} is no known hyperparameter; allowed: {suggest(name, schemas)}"
+            f"{source}: {format_path(path)}: {name!r} is no known hyperparameter; allowed: "
+            f"{suggest(name, schemas)}"
         )
-    unit = None
-    if isinstance(values, dict):
-        values, unit = _generate(name, values, where)
-    if not isinstance(values, list):
+    return schemas[name]
+
+
+def _read_value(name: str, value: Any, source: str, path: KeyPath) -> dict[str, Any]:
+    schema = _schema_of(name, source, path)
+    check(value, schema, source, path)
+    return {name: as_declared(value, schema)}
+
+
+def _read_unit(name: str, values: dict[str, Any], where: str) -> str | None:
+    """What the values are relative to; None where the mapping does not say."""
+    if "relative_to" not in values:
+        return None
+    unit = values["relative_to"]
+    if name != "learning_rate":
         raise InputError(
-            f"{where}: {describe_value(values)} is not allowed; allowed: a list, or a mapping with "
-            f"one of {', '.join(_GENERATORS)}"
+            f"{where}.relative_to: {describe_value(unit)} is not allowed; allowed: only in "
+            "learning_rate"
         )
-    for i, value in enumerate(values):
-        indexed = f"{format_path(path)}[{i}]"
-        check(value, schemas[name], source, (indexed,))
-    extra = {} if unit is None else {LEARNING_RATE_UNIT: unit}
-    return [{name: _as_declared(value, schemas[name]), **extra} for value in values]
-
-
-def _as_declared(value: Any, schema: dict[str, Any]) -> Any:
-    """Whole numbers of a real hyperparameter as float, so that 1 and 1.0 are the same run."""
-    kinds = schema.get("type", [])
-    is_real = "number" in ([kinds] if isinstance(kinds, str) else kinds)
-    return float(value) if is_real and value is not None else value
-
-
-def _generate(name: str, values: dict[str, Any], where: str) -> tuple[list[Any], str | None]:
-    unit = values.get("relative_to")
-    if unit is not None and name != "learning_rate":
-        raise InputError(f"{where}.relative_to: only a learning_rate may be relative")
-    if unit is not None and unit not in _UNITS:
+    if unit not in _UNITS:
         raise InputError(
             f"{where}.relative_to: {describe_value(unit)} is not allowed; allowed: "
             f"{', '.join(_UNITS)}"
         )
-    unknown = [key for key in values if key not in (*_GENERATORS, "relative_to")]
-    if unknown:
-        raise InputError(
-            f"{where}: unknown key {unknown[0]!r}; allowed: "
-            f"{suggest(str(unknown[0]), (*_GENERATORS, 'relative_to'))}"
-        )
+    return str(unit)
+
+
+def _generator_of(values: dict[str, Any], where: str) -> str:
+    known = (*_GENERATORS, "relative_to")
+    for key in values:
+        if key not in known:
+            raise InputError(f"{where}: unknown key {key!r}; allowed: {suggest(str(key), known)}")
     given = [key for key in _GENERATORS if key in values]
     if len(given) != 1:
-        raise InputError(f"{where}: allowed: exactly one of {', '.join(_GENERATORS)}")
-    kind, content = given[0], values[given[0]]
-    if kind == "value":
-        return [content], unit
-    if kind == "values":
-        if not isinstance(content, list):
-            raise InputError(f"{where}.values: {describe_value(content)} is no list")
-        return content, unit
-    return _spaced(kind, content, f"{where}.{kind}"), unit
-
-
-def _spaced(kind: str, content: Any, where: str) -> list[float]:
-    keys = {"start", "stop", "num"}
-    if not isinstance(content, dict) or set(content) != keys:
-        raise InputError(f"{where}: allowed: a mapping with exactly start, stop, num")
-    for key in ("start", "stop"):
-        value = content[key]
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise InputError(
-                f"{where}.{key}: {describe_value(value)} is no number (in YAML write 1.0e-3)"
-            )
-    num = content["num"]
-    if isinstance(num, bool) or not isinstance(num, int) or num < 1:
         raise InputError(
-            f"{where}.num: {describe_value(num)} is not allowed; allowed: an integer of at least 1"
+            f"{where}: {describe_value(values)} is not allowed; allowed: exactly one of "
+            f"{', '.join(_GENERATORS)}"
         )
-    if kind == "logspace":
-        if min(content["start"], content["stop"]) <= 0:
-            raise InputError(f"{where}: start and stop must be above 0")
-        values = np.geomspace(content["start"], content["stop"], num)
-    else:
-        values = np.linspace(content["start"], content["stop"], num)
+    return given[0]
+
+
+def _spaced(kind: str, content: Any, source: str, path: KeyPath) -> list[float]:
+    if not isinstance(content, dict) or set(content) != {"start", "stop", "num"}:
+        raise InputError(
+            f"{source}: {format_path(path)}: {describe_value(content)} is not allowed; allowed: a "
+            "mapping with exactly start, stop, num"
+        )
+    number = _POSITIVE_NUMBER if kind == "logspace" else _NUMBER
+    for key, schema in (("start", number), ("stop", number), ("num", _COUNT)):
+        check(content[key], schema, source, (*path, key))
+    space = np.geomspace if kind == "logspace" else np.linspace
+    values = space(content["start"], content["stop"], content["num"])
     return [float(f"{value:.{_SIGNIFICANT_DIGITS}g}") for value in values]

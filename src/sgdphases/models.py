@@ -71,9 +71,7 @@ def fully_connected(
 
     def init(key: jax.Array) -> Parameters:
         keys = jax.random.split(key, depth)
-        return [
-            init_layer(k, i, o) for k, i, o in zip(keys, sizes[:-1], sizes[1:], strict=True)
-        ]
+        return [init_layer(k, i, o) for k, i, o in zip(keys, sizes[:-1], sizes[1:], strict=True)]
 
     def apply_layer(layer: dict[str, jax.Array], hidden: jax.Array) -> jax.Array:
         output = hidden @ layer["weight"]

@@ -90,8 +90,9 @@ def read_notes(folder: Path, version: str) -> list[Shard]:
         try:
             note = json.loads(path.read_text(encoding="utf-8"))
             if note["version"] == version:
-                shards.append(Shard(path.parent.name, dict(note["items"])))
-        except (OSError, ValueError, KeyError, TypeError):
+                items = {name: dict(record) for name, record in note["items"].items()}
+                shards.append(Shard(path.parent.name, items))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
     return shards
 

@@ -7,6 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sgdphases.errors import InputError
+
+# Steps are counted in 32-bit integers on the device.
+MOST_STEPS = 2**31 - 1
+
 
 def measurement_steps(schedule: Mapping[str, Any], last_step: int) -> NDArray[np.int64]:
     """The steps at which a run is measured.
@@ -45,11 +50,20 @@ def planned_steps(stopping: Mapping[str, Any], learning_rate: float) -> int:
 
     Returns:
         The smaller of the two budgets, at least 1.
+
+    Raises:
+        InputError: That is more steps than can be counted.
     """
-    budgets = []
+    budgets: list[float] = []
     if "num_steps" in stopping:
         budgets.append(stopping["num_steps"])
     if "physical_time" in stopping:
         # The small margin keeps 250/0.5 at 500 steps where the division rounds upwards.
-        budgets.append(math.ceil(stopping["physical_time"] / learning_rate * (1 - 1e-9)))
-    return max(1, min(budgets))
+        budgets.append(stopping["physical_time"] / learning_rate * (1 - 1e-9))
+    steps = min(budgets)
+    if not steps <= MOST_STEPS:
+        raise InputError(
+            f"stopping: {dict(stopping)} takes {steps:.3g} steps at the learning rate "
+            f"{learning_rate:.6g}; allowed: at most {MOST_STEPS}"
+        )
+    return max(1, math.ceil(steps))

@@ -3,12 +3,26 @@
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from sgdphases.errors import InputError
 
 EXIT_BAD_INPUT = 2
+
+
+@contextmanager
+def ending_on_bad_input() -> Iterator[None]:
+    """End the process on an InputError in the block, while the workflow is parsed.
+
+    One line and nothing else: Snakemake would add its own account of where the Snakefile raised it.
+    """
+    try:
+        yield
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(EXIT_BAD_INPUT)
 
 
 def run_script(action: Callable[[], None], log: Sequence[str]) -> None:
@@ -40,3 +54,9 @@ def use_threads(threads: int) -> None:
         raise RuntimeError("use_threads comes too late: JAX is imported already")
     os.environ["NPROC"] = str(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def run_jobs_from(source: str) -> None:
+    """Let the jobs that this process starts import the package from the folder `source`."""
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([source, *others]))

@@ -1,11 +1,16 @@
 """Write results so that nothing half-written is ever taken for finished."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
+# Every job of the workflow parses it again, and the plan needs no table.
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @contextmanager

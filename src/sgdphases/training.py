@@ -1,14 +1,14 @@
 """Train many runs in one compiled program and measure them on the way.
 
 The runs of a shard share their compiled shape and differ in learning rate, momentum, weight decay
-and seed. One program advances all of them (`vmap` over runs inside a loop over steps) on the same
-batches; a run that has diverged or ended keeps its parameters from then on. Between the
-measurement steps nothing returns to the host.
+and seed. One program advances all of them, over runs inside a loop over steps, on the same batches;
+a run that has diverged or ended keeps its parameters from then on. Between the measurement steps
+nothing returns to the host.
 """
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -40,7 +40,7 @@ _SECONDS_BETWEEN_MESSAGES = 10.0
 
 
 class RunHyperparameters(NamedTuple):
-    """What differs between the runs of one program; each field is (runs,) or a scalar of one run."""
+    """What differs between the runs of one program; a field is (runs,), or a scalar of one run."""
 
     learning_rate: jax.Array
     momentum: jax.Array
@@ -77,18 +77,28 @@ class Rules:
         has_momentum: Whether the optimiser keeps a momentum buffer.
         divergence_factor: A loss above this multiple of the initial one is divergent.
         train_accuracy: Accuracy on the batch at which a run stops, or None.
+        lowering: "map": the runs take their step one after the other, and one that has ended costs
+            nothing; fastest on CPU. "vmap": all runs take their step as one batched operation;
+            for accelerators.
     """
 
     loss: str
     has_momentum: bool
     divergence_factor: float
     train_accuracy: float | None
+    lowering: str
+
+
+def choose_lowering() -> str:
+    """The lowering for the default device; `benchmarks/lowering.py` measures both."""
+    return "map" if jax.default_backend() == "cpu" else "vmap"
 
 
 def make_optimizer(hyper: RunHyperparameters, has_momentum: bool) -> optax.GradientTransformation:
     r"""SGD with momentum and coupled L2 regularisation.
 
-    .. math:: m \leftarrow \mu m + (\nabla L + \lambda\theta), \quad \theta \leftarrow \theta - \eta m
+    .. math:: m \leftarrow \mu m + \nabla L + \lambda\theta, \quad
+        \theta \leftarrow \theta - \eta m
 
     Args:
         hyper: Scalars of one run; traced values are allowed.
@@ -104,7 +114,9 @@ def make_optimizer(hyper: RunHyperparameters, has_momentum: bool) -> optax.Gradi
     )
 
 
-def start_run(network: Network, rules: Rules, hyper: RunHyperparameters, seed: jax.Array) -> RunState:
+def start_run(
+    network: Network, rules: Rules, hyper: RunHyperparameters, seed: jax.Array
+) -> RunState:
     """The state of one run before its first step."""
     parameters = network.init(jax.random.key(seed))
     dtype = jax.tree.leaves(parameters)[0].dtype
@@ -182,6 +194,16 @@ def step_run(
     )
 
 
+@partial(jax.jit, static_argnums=(0, 1))
+def start_runs(
+    network: Network, rules: Rules, hyper: RunHyperparameters, seeds: jax.Array
+) -> RunState:
+    """The state of all runs before their first step; `hyper` and `seeds` have an axis over runs."""
+    # Not vmap: batched random draws take twice as long to compile.
+    states: RunState = jax.lax.map(lambda run: start_run(network, rules, *run), (hyper, seeds))
+    return states
+
+
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2,))
 def advance(
     network: Network,
@@ -209,7 +231,26 @@ def advance(
     Returns:
         State of the runs afterwards.
     """
-    step_all = jax.vmap(partial(step_run, network, rules), in_axes=(0, 0, None, None))
+
+    def step_running(
+        state: RunState, run_hyper: RunHyperparameters, batch: tuple[jax.Array, jax.Array]
+    ) -> RunState:
+        result: RunState = jax.lax.cond(
+            state.status == RUNNING,
+            lambda s: step_run(network, rules, s, run_hyper, *batch),
+            lambda s: s,
+            state,
+        )
+        return result
+
+    def step_all(current: RunState, batch: tuple[jax.Array, jax.Array]) -> RunState:
+        result: RunState
+        if rules.lowering == "map":
+            result = jax.lax.map(lambda run: step_running(*run, batch), (current, hyper))
+        else:
+            batched = jax.vmap(partial(step_run, network, rules), in_axes=(0, 0, None, None))
+            result = batched(current, hyper, *batch)
+        return result
 
     def unfinished(carry: tuple[jax.Array, RunState]) -> jax.Array:
         index, current = carry
@@ -217,31 +258,37 @@ def advance(
 
     def body(carry: tuple[jax.Array, RunState]) -> tuple[jax.Array, RunState]:
         index, current = carry
-        if batches is None:
-            batch_inputs, batch_targets = inputs, targets
-        else:
-            batch_inputs, batch_targets = inputs[batches[index]], targets[batches[index]]
-        return index + 1, step_all(current, hyper, batch_inputs, batch_targets)
+        batch = (inputs, targets)
+        if batches is not None:
+            batch = (inputs[batches[index]], targets[batches[index]])
+        return index + 1, step_all(current, batch)
 
     start = (jnp.zeros((), jnp.int32), states)
-    return jax.lax.while_loop(unfinished, body, start)[1]
+    result: RunState = jax.lax.while_loop(unfinished, body, start)[1]
+    return result
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def evaluate(
-    network: Network, loss: str, parameters: Parameters, inputs: jax.Array, targets: jax.Array
+    network: Network,
+    loss: str,
+    parameters: Parameters,
+    wanted: jax.Array,
+    inputs: jax.Array,
+    targets: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Loss and accuracy of all runs on a set of samples.
+    """Loss and accuracy of the wanted runs on a set of samples.
 
     Args:
         network: The network.
         loss: Name of the loss.
         parameters: Parameters with a leading axis over runs.
+        wanted: (runs,) whether to evaluate a run; the others cost nothing.
         inputs: (samples, ...).
         targets: (samples, outputs).
 
     Returns:
-        (runs,) losses and (runs,) accuracies.
+        (runs,) losses and (runs,) accuracies, NaN where not wanted.
     """
 
     def evaluate_run(run_parameters: Parameters) -> tuple[jax.Array, jax.Array]:
@@ -253,7 +300,7 @@ def evaluate(
         )
         return LOSSES[loss](outputs, targets), accuracy(outputs, targets)
 
-    result: tuple[jax.Array, jax.Array] = jax.lax.map(evaluate_run, parameters)
+    result: tuple[jax.Array, jax.Array] = _map_wanted(evaluate_run, parameters, wanted)
     return result
 
 
@@ -278,17 +325,25 @@ def measure_curvature(
         (runs,) eigenvalues, NaN where not wanted.
     """
 
-    def measure(argument: tuple[Parameters, jax.Array]) -> jax.Array:
-        run_parameters, is_wanted = argument
-        return jax.lax.cond(
-            is_wanted,
-            lambda p: ntk_top_eigenvalue(network.apply, p, inputs, num_lanczos_steps),
-            lambda p: jnp.full((), jnp.nan, jax.tree.leaves(p)[0].dtype),
-            run_parameters,
-        )
+    def measure(run_parameters: Parameters) -> jax.Array:
+        return ntk_top_eigenvalue(network.apply, run_parameters, inputs, num_lanczos_steps)
 
-    eigenvalues: jax.Array = jax.lax.map(measure, (parameters, wanted))
+    eigenvalues: jax.Array = _map_wanted(measure, parameters, wanted)
     return eigenvalues
+
+
+def _map_wanted(
+    function: Callable[[Parameters], Any], parameters: Parameters, wanted: jax.Array
+) -> Any:
+    """`function` of each wanted run in turn, and NaN, without the work, of the others."""
+
+    def apply_one(run: tuple[Parameters, jax.Array]) -> Any:
+        run_parameters, is_wanted = run
+        shapes = jax.eval_shape(function, run_parameters)
+        nothing = jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), shapes)
+        return jax.lax.cond(is_wanted, function, lambda _: nothing, run_parameters)
+
+    return jax.lax.map(apply_one, (parameters, wanted))
 
 
 def batch_indices(
@@ -327,7 +382,7 @@ def resolve_learning_rates(
         runs: Runs with `learning_rate` and `learning_rate_relative_to` (absolute, or critical for
             units of 2/λ₀).
         critical: Critical learning rate of each network.
-        network_ids: Network of each run; empty where no run is relative.
+        network_ids: Network of each run.
 
     Returns:
         (runs,) absolute learning rates.
@@ -387,6 +442,9 @@ class _Trainer:
         shared = runs[0]
         self.settings = settings
         self.table = pd.DataFrame(runs)
+        # A hyperparameter that is null throughout would otherwise lose its type.
+        nulls = self.table.columns[self.table.isna().all()]
+        self.table[nulls] = self.table[nulls].astype(np.float64)
         rates = resolve_learning_rates(runs, critical, network_ids)
         self.table["learning_rate"] = rates
         self.table["critical_learning_rate"] = [critical.get(n, np.nan) for n in network_ids]
@@ -421,6 +479,7 @@ class _Trainer:
             divergence_factor=settings["divergence_factor"],
             # On a part of the data the batch says too little: then the measurements decide.
             train_accuracy=stopping_accuracy if self.full_batch else None,
+            lowering=choose_lowering(),
         )
         self.network = build_network(shared, self.inputs.shape[1:], self.targets.shape[1])
         self.history: list[pd.DataFrame] = []
@@ -430,12 +489,19 @@ class _Trainer:
         measurements = self.settings["measurements"]
         loss_steps = measurement_steps(measurements, last_step)
         curvature_schedule = measurements.get("ntk_top_eigenvalue")
-        self.curvature_steps = (
-            measurement_steps(curvature_schedule, last_step) if curvature_schedule is not None else None
-        )
+        self.curvature_steps = None
+        if curvature_schedule is not None:
+            self.curvature_steps = measurement_steps(curvature_schedule, last_step)
+            probe = probe_indices(
+                len(self.inputs),
+                self.settings["curvature"]["batch_size"],
+                1,
+                self.settings["data_seed"],
+            )[0]
+            self.probe_inputs = self.inputs[jnp.asarray(probe)]
         stops = np.union1d(loss_steps, [] if self.curvature_steps is None else self.curvature_steps)
         seeds = jnp.asarray(self.table["seed"].to_numpy(), jnp.uint32)
-        states = jax.jit(jax.vmap(partial(start_run, self.network, self.rules)))(self.hyper, seeds)
+        states = start_runs(self.network, self.rules, self.hyper, seeds)
         states = self.measure(states, np.ones(len(self.table), dtype=bool), step=0)
         began = spoke = time.monotonic()
         step = 0
@@ -443,7 +509,7 @@ class _Trainer:
             was_running = np.asarray(states.status) == RUNNING
             if not was_running.any():
                 break
-            while step < stop:
+            while step < stop and (np.asarray(states.status) == RUNNING).any():
                 length = min(stop - step, _LONGEST_SEGMENT)
                 states = self.advance(states, step, length)
                 step += length
@@ -452,7 +518,11 @@ class _Trainer:
                     self.report(states, step, last_step, spoke - began)
             states = self.measure(states, was_running, step)
         self.report(states, step, last_step, time.monotonic() - began)
-        return TrainedShard(self.summarise(states), pd.concat(self.history, ignore_index=True))
+        # A run that ends where it has just been measured is recorded once more at that step, then
+        # with its curvature.
+        history = pd.concat(self.history, ignore_index=True)
+        history = history.drop_duplicates(["run_id", "step"], keep="last", ignore_index=True)
+        return TrainedShard(self.summarise(states, history), history)
 
     def advance(self, states: RunState, step: int, length: int) -> RunState:
         batches = None
@@ -462,7 +532,7 @@ class _Trainer:
                 len(self.inputs), self.batch_size, step, length, self.settings["data_seed"]
             )
             batches = jnp.asarray(rows)
-        return advance(
+        advanced: RunState = advance(
             self.network,
             self.rules,
             states,
@@ -472,20 +542,32 @@ class _Trainer:
             batches,
             jnp.asarray(length, jnp.int32),
         )
+        return advanced
 
     def measure(self, states: RunState, was_running: NDArray[np.bool_], step: int) -> RunState:
         """Record the runs that were still running; each run's last row is that of its own end."""
         values: dict[str, NDArray[Any]] = {}
         for name, (inputs, targets) in self.evaluation_sets.items():
-            loss, hits = evaluate(self.network, self.rules.loss, states.parameters, inputs, targets)
+            loss, hits = evaluate(
+                self.network,
+                self.rules.loss,
+                states.parameters,
+                jnp.asarray(was_running),
+                inputs,
+                targets,
+            )
             values[f"{name}_loss"] = np.asarray(loss, dtype=np.float64)
             values[f"{name}_accuracy"] = np.asarray(hits, dtype=np.float64)
+        train_loss = values["train_loss"]
+        if step == 0:
+            self.divergent_loss = self.rules.divergence_factor * train_loss
         status = np.array(states.status)
-        running = status == RUNNING
         # The last update of a run is followed by no step that would see it diverge.
-        status[was_running & (status != DIVERGED) & ~np.isfinite(values["train_loss"])] = DIVERGED
+        diverged = ~np.isfinite(train_loss) | (train_loss > self.divergent_loss)
+        status[was_running & diverged] = DIVERGED
         if self.stopping_accuracy is not None and not self.full_batch:
-            status[running & (values["train_accuracy"] >= self.stopping_accuracy)] = STOPPED
+            reached = values["train_accuracy"] >= self.stopping_accuracy
+            status[(status == RUNNING) & reached] = STOPPED
         if self.curvature_steps is not None:
             wanted = was_running & ((status != RUNNING) | bool(np.isin(step, self.curvature_steps)))
             values["ntk_top_eigenvalue"] = self.measure_curvature(states, wanted)
@@ -502,16 +584,12 @@ class _Trainer:
         return states._replace(status=jnp.asarray(status))
 
     def measure_curvature(self, states: RunState, wanted: NDArray[np.bool_]) -> NDArray[np.float64]:
-        curvature = self.settings["curvature"]
-        probe = probe_indices(
-            len(self.inputs), curvature["batch_size"], 1, self.settings["data_seed"]
-        )[0]
         eigenvalues = measure_curvature(
             self.network,
             states.parameters,
             jnp.asarray(wanted),
-            self.inputs[probe],
-            curvature["num_lanczos_steps"],
+            self.probe_inputs,
+            self.settings["curvature"]["num_lanczos_steps"],
         )
         return np.asarray(eigenvalues, dtype=np.float64)
 
@@ -527,10 +605,10 @@ class _Trainer:
             step / max(seconds, 1e-9),
         )
 
-    def summarise(self, states: RunState) -> pd.DataFrame:
-        history = pd.concat(self.history, ignore_index=True)
+    def summarise(self, states: RunState, history: pd.DataFrame) -> pd.DataFrame:
         by_run = history.groupby("run_id", sort=False)
-        first, last = by_run.first(), by_run.nth(-1).set_index("run_id")
+        # Not first() and last(), which pass over NaN.
+        first, last = (by_run.nth(i).set_index("run_id") for i in (0, -1))
         ids = self.table["run_id"]
         table = self.table.drop(columns="learning_rate_relative_to")
         table.insert(0, "experiment", self.settings["experiment"])
@@ -538,7 +616,8 @@ class _Trainer:
         table["status"] = [STATUS_NAMES[code] for code in np.asarray(states.status)]
         table["steps"] = np.asarray(states.step, dtype=np.int64)
         table["initial_train_loss"] = first.loc[ids, "train_loss"].to_numpy()
-        measured_peak = by_run["train_loss"].max().loc[ids].to_numpy()
+        losses = history.assign(train_loss=history["train_loss"].fillna(np.inf))
+        measured_peak = losses.groupby("run_id")["train_loss"].max().loc[ids].to_numpy()
         batch_peak = np.asarray(states.peak_loss, dtype=np.float64)
         table["peak_train_loss"] = np.fmax(measured_peak, batch_peak)
         table["final_train_loss"] = last.loc[ids, "train_loss"].to_numpy()
@@ -566,6 +645,7 @@ class _Trainer:
 
 # A test accuracy within this distance of the best counts as having peaked (catalogue item 1.5).
 PEAK_MARGIN = 0.005
+_ROUNDING = 1e-6
 
 
 def time_to_peak(history: pd.DataFrame) -> "pd.Series[float]":
@@ -581,5 +661,6 @@ def time_to_peak(history: pd.DataFrame) -> "pd.Series[float]":
         L2 paper, section 2; catalogue item 1.5 for the absolute margin.
     """
     best = history.groupby("run_id")["test_accuracy"].transform("max")
-    near = history[history["test_accuracy"] >= best - PEAK_MARGIN]
+    # Accuracies are multiples of 1/samples, often the margin apart: rounding must not decide.
+    near = history[history["test_accuracy"] >= best - PEAK_MARGIN - _ROUNDING]
     return near.groupby("run_id")["step"].min().astype(float)

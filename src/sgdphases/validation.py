@@ -2,8 +2,9 @@
 
 import difflib
 import json
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -11,28 +12,49 @@ from typing import Any
 
 import jsonschema
 import yaml
+from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, relevance
-from jsonschema.validators import validator_for
+from jsonschema.validators import extend
 
 from sgdphases.errors import InputError
 
 _NUMBER_AS_TEXT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _LONGEST_VALUE = 60
+_DEEPEST_PATH = 30
+_LARGEST_INTEGER = 2**63 - 1
+
+
+def _is_integer(_: Any, value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+# JSON Schema counts 512.0 as an integer; here it would be a second name for the same run, and no
+# array has 512.0 rows.
+_Validator = extend(  # type: ignore[no-untyped-call]
+    Draft202012Validator,
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_integer),
+)
+
+
+# Where a value stands in a file: ("grid", "learning_rate", 2).
+KeyPath = tuple[str | int, ...]
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
     """A safe loader that refuses a key given twice, where YAML would keep the last in silence."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Keys are compared as written: merged ones (<<: *anchor) may be overridden.
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
-            if key in seen:
+        for key, _ in node.value:
+            name = (key.tag, str(key.value))
+            if name in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is given twice", key_node.start_mark
+                    None, None, f"key {key.value!r} is given twice", key.start_mark
                 )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+            seen.add(name)
+        return node
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -45,6 +67,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         document = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
@@ -85,7 +109,7 @@ def suggest(name: str, allowed: Iterable[str]) -> str:
     return f"{', '.join(names)}{hint}"
 
 
-def check(document: Any, schema: dict[str, Any], source: str, prefix: tuple[str, ...] = ()) -> None:
+def check(document: Any, schema: dict[str, Any], source: str, prefix: KeyPath = ()) -> None:
     """Validate `document` and raise on its most telling fault.
 
     Args:
@@ -97,39 +121,93 @@ def check(document: Any, schema: dict[str, Any], source: str, prefix: tuple[str,
     Raises:
         InputError: `source: key path: value; allowed …`.
     """
-    errors = list(validator_for(schema)(schema).iter_errors(document))
+    for path, fault in _unusable_parts(document, prefix):
+        raise InputError(f"{source}: {format_path(path)}: {fault}")
+    errors = list(_Validator(schema).iter_errors(document))
     if errors:
         worst = max(errors, key=relevance)
         raise InputError(f"{source}: {_describe(worst, prefix)}")
 
 
-def _describe(error: ValidationError, prefix: tuple[str, ...]) -> str:
+def _unusable_parts(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    """What YAML can write and no schema can refuse, with its key path."""
+    if len(path) > _DEEPEST_PATH:
+        yield path[:3], f"nested too deeply; allowed: at most {_DEEPEST_PATH} levels"
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            if not isinstance(key, str):
+                yield (
+                    (*path, str(key)),
+                    f"key {key!r} is not allowed; allowed: text (in quotes where it looks like a "
+                    "number or a truth value)",
+                )
+            yield from _unusable_parts(entry, (*path, key))
+    elif isinstance(value, list):
+        for i, entry in enumerate(value):
+            yield from _unusable_parts(entry, (*path, i))
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield path, f"{value} is not allowed; allowed: a finite number"
+    elif isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
+        yield path, f"{describe_value(value)} is not allowed; allowed: integers below 2^63"
+
+
+def _describe(error: ValidationError, prefix: KeyPath) -> str:
     path = format_path([*prefix, *error.absolute_path])
     where = f"{path}: " if path else ""
     schema = error.schema if isinstance(error.schema, dict) else {}
+    value: Any = error.instance
     if error.validator == "additionalProperties":
         known = schema.get("properties", {})
-        unknown = sorted(set(error.instance) - set(known), key=str)[0]
+        unknown = sorted(set(value) - set(known), key=str)[0]
         return f"{where}unknown key {unknown!r}; allowed: {suggest(str(unknown), known)}"
     if error.validator == "required":
-        missing = [key for key in error.validator_value if key not in error.instance]
-        return f"{where}key {missing[0]!r} is missing"
+        needed: Any = error.validator_value
+        missing = [key for key in needed if key not in value]
+        return f"{where}key {missing[0]!r} is missing; required: {', '.join(needed)}"
     allowed = schema.get("description", error.message)
-    value = error.instance
     note = ""
     if isinstance(value, str) and _NUMBER_AS_TEXT.fullmatch(value):
         note = " (YAML reads this as text: a number needs a dot and no quotes, as in 1.0e-3)"
     return f"{where}{describe_value(value)} is not allowed; allowed: {allowed}{note}"
 
 
-def fill_defaults(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """The document with the schema's top-level defaults for the keys it leaves out."""
-    defaults = {
-        key: entry["default"]
-        for key, entry in schema.get("properties", {}).items()
-        if "default" in entry
-    }
+def fill_defaults(
+    document: dict[str, Any], schema: dict[str, Any], root: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The document with the schema's defaults for the keys it leaves out, one level deep.
+
+    Args:
+        document: A valid document.
+        schema: Its schema.
+        root: The schema that local references point into; `schema` itself where left out.
+    """
+    defaults = {}
+    for key, entry in schema.get("properties", {}).items():
+        target = resolve_reference(root or schema, entry["$ref"]) if "$ref" in entry else entry
+        if "default" in target:
+            defaults[key] = target["default"]
     return {**defaults, **document}
+
+
+def as_declared(
+    value: Any, schema: dict[str, Any], root: dict[str, Any] | None = None
+) -> Any:
+    """The value with whole numbers of real-valued keys as float, so that 1 and 1.0 are the same.
+
+    Args:
+        value: A valid value.
+        schema: Its schema.
+        root: The schema that local references point into; `schema` itself where left out.
+    """
+    root = root or schema
+    if "$ref" in schema:
+        schema = resolve_reference(root, schema["$ref"])
+    if isinstance(value, dict):
+        entries = schema.get("properties", {})
+        return {key: as_declared(entry, entries.get(key, {}), root) for key, entry in value.items()}
+    kinds = schema.get("type", [])
+    is_real = "number" in ([kinds] if isinstance(kinds, str) else kinds)
+    return float(value) if is_real and isinstance(value, int) else value
 
 
 def resolve_reference(schema: dict[str, Any], reference: str) -> dict[str, Any]:

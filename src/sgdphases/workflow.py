@@ -4,6 +4,7 @@ It is evaluated each time the workflow is parsed, on compute nodes too: no JAX, 
 the same answer everywhere.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,11 +24,14 @@ from sgdphases.config import (
 )
 from sgdphases.datasets.definition import load_definition
 from sgdphases.errors import InputError
-from sgdphases.fingerprint import stage_fingerprint
+from sgdphases.fingerprint import dictionary_keys, stage_fingerprint, stage_modules
 from sgdphases.planning import Record, Shard, plan_shards, read_notes, sort_key
+from sgdphases.validation import suggest
 
 EXPERIMENTS_FOLDER = Path("config/experiments")
 DATASETS_FOLDER = Path("config/datasets")
+# What the rules' wildcard matches.
+_DATASET_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass
@@ -132,25 +136,52 @@ def make_plan(raw_config: Mapping[str, Any]) -> Plan:
     datasets = {path.stem: path for path in sorted(DATASETS_FOLDER.glob("*.yaml"))}
     experiments = {}
     figures: dict[str, str] = {}
+    known_figures = drawable_figures()
     for name, path in find_experiments(EXPERIMENTS_FOLDER, config.experiments).items():
         spec = load_experiment(path, config.scale, config.data, datasets)
         folder = Path(config.results_dir) / "experiments" / name
         experiments[name] = ExperimentPlan(spec, folder)
         for figure in spec["figures"]:
             key = f"{spec['paper']}/{figure}"
+            if key not in known_figures:
+                prefix = f"{spec['paper']}/"
+                of_paper = [f.removeprefix(prefix) for f in known_figures if f.startswith(prefix)]
+                raise InputError(
+                    f"{path}: figures.{figure}: {figure!r} is no known figure of the paper; "
+                    f"allowed: {suggest(figure, of_paper) or 'none'}"
+                )
             if key in figures:
-                raise InputError(f"{path}: figures.{figure}: {figures[key]} draws it already")
+                raise InputError(
+                    f"{path}: figures.{figure}: {figures[key]} feeds {figure!r} already; allowed: "
+                    "one experiment for each figure"
+                )
             figures[key] = name
     used = sorted({p.spec["dataset"]["name"] for p in experiments.values() if p.spec["dataset"]})
+    for name in used:
+        if not _DATASET_NAME.fullmatch(name):
+            raise InputError(
+                f"{datasets[name]}: not the name of a dataset; allowed: letters, digits, _ and -"
+            )
     files = {name: _own_files(name, datasets[name]) for name in used}
     return Plan(config, experiments, datasets, files, figures)
+
+
+def drawable_figures() -> list[str]:
+    """The figures, `<paper>/<figure>`, that there is code for; matplotlib is not imported."""
+    prefix = "sgdphases.figures."
+    modules = sorted(m for m in stage_modules("figures.draw") if m.startswith(prefix))
+    return [figure for module in modules for figure in dictionary_keys(module, "PLOTS")]
 
 
 def _own_files(name: str, definition_path: Path) -> list[str]:
     """The files named by a dataset's definition, which must exist."""
     definition = load_definition(definition_path)
-    files = [definition["path"]] if "path" in definition else []
-    for file in files:
-        if not Path(file).is_file():
-            raise InputError(f"{definition_path}: path: {file!r}: no such file")
-    return files
+    if "path" not in definition:
+        return []
+    path = Path(definition["path"]).expanduser()
+    if not path.is_file():
+        raise InputError(
+            f"{definition_path}: path: {definition['path']!r}: no such file; allowed: an existing "
+            f".npz file, relative to {Path.cwd()}"
+        )
+    return [str(path)]

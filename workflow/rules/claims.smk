@@ -16,8 +16,6 @@ rule claims:
     log:
         f"{LOGS}/claims.log",
     params:
-        experiments=list(PLAN.experiments),
-        results=RESULTS,
         fingerprint=stage_fingerprint("claims.evaluate"),
     conda:
         "../../environment.yml"

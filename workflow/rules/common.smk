@@ -1,18 +1,11 @@
 # What all rules share: the plan, and where things are.
-import os
-import sys
-
 from sgdphases.config import published_spec, run_settings
-from sgdphases.errors import InputError
 from sgdphases.fingerprint import stage_fingerprint
+from sgdphases.scripting import ending_on_bad_input
 from sgdphases.workflow import make_plan
 
-try:
+with ending_on_bad_input():
     PLAN = make_plan(config)
-except InputError as error:
-    # One line: Snakemake would add its own account of where the Snakefile raised it.
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    os._exit(2)
 
 RESULTS = PLAN.config.results_dir
 LOGS = f"{RESULTS}/logs"

@@ -12,8 +12,10 @@ from sgdphases.tables import load_experiment
 
 
 def main() -> None:
-    folder = Path(snakemake.params.results) / "experiments"
-    tables = {name: load_experiment(folder / name) for name in snakemake.params.experiments}
+    folders = [Path(path).parent for path in snakemake.input if Path(path).name == "spec.yaml"]
+    tables = {
+        f"{folder.parent.name}/{folder.name}": load_experiment(folder) for folder in folders
+    }
     claims = evaluate_claims(tables)
     write_parquet(claims, Path(snakemake.output.table))
     write_scorecard(claims, Path(snakemake.output.markdown), Path(snakemake.output.page))

@@ -1,0 +1,51 @@
+# make: set up .venv and compute the atlas.  make test: run the tests.  make lint: check the code.
+PYTHON ?= python3
+CORES ?= all
+VENV := .venv
+BIN := $(VENV)/bin
+# An empty value keeps pip from asking for a newer version of itself.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: all report test lint format clean
+
+all: $(VENV)/.installed
+	$(BIN)/snakemake --cores $(CORES)
+	$(MAKE) --no-print-directory report
+
+report: $(VENV)/.installed
+	$(BIN)/snakemake --cores 1 --quiet all --report results/report.html
+	@echo "Report: results/report.html   Figures: results/figures   Scorecard: results/claims.md"
+
+test: $(VENV)/.installed-test
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/mypy
+	$(BIN)/snakemake --lint
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile workflow
+
+clean:
+	rm -rf $(VENV) .snakemake results
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Python 3.11 or newer is needed: make PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "Installing the pinned packages into $(VENV) (about a minute)"
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	@echo "Installing what the tests need, TensorFlow included (about a minute)"
+	$(PIP) --editable '.[datasets,test]'
+	@touch $@

@@ -1,0 +1,36 @@
+"""What a claim's measurement looks like."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sgdphases.tables import ExperimentTables
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A measured value, its interval where there is one, and how it came about."""
+
+    value: float
+    ci_low: float | None = None
+    ci_high: float | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class ClaimMeasure:
+    """How one claim is measured and what counts as reproduced.
+
+    Attributes:
+        experiment: Name of the experiment, without the paper.
+        low: Smallest value that reproduces the claim, or None for no lower bound.
+        high: Largest value that reproduces the claim, or None for no upper bound.
+        measure: From the experiment's tables to the measured value; raises ValueError where the
+            tables lack what is needed.
+        dataset: The only dataset the claim is about, or None where it holds for any.
+    """
+
+    experiment: str
+    low: float | None
+    high: float | None
+    measure: Callable[[ExperimentTables], Measurement]
+    dataset: str | None = None

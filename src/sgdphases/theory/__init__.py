@@ -1,0 +1,1 @@
+"""Small closed systems whose training the papers solve: programs, their runs, their tables."""
