@@ -1,0 +1,518 @@
+"""Dataset definitions, preparation and loading, without network and without TensorFlow."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sgdphases.datasets import load, load_definition, prepare, verify
+from sgdphases.datasets.loading import ARRAY_NAMES
+from sgdphases.errors import InputError
+
+CONFIG_DIR = Path(__file__).parents[1] / "config" / "datasets"
+FILES = {*(f"{name}.npy" for name in ARRAY_NAMES), "manifest.json"}
+
+Arrays = dict[str, Any]
+
+
+def good_arrays() -> Arrays:
+    """Six training and three test samples of three classes."""
+    generator = np.random.default_rng(0)
+    return {
+        "x_train": generator.normal(size=(6, 4)),
+        "y_train": np.array([0, 1, 2, 0, 1, 2]),
+        "x_test": generator.normal(size=(3, 4)),
+        "y_test": np.array([2, 1, 0]),
+    }
+
+
+def write_npz(path: Path, arrays: Arrays) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def assert_one_line(error: InputError, *fragments: str) -> None:
+    message = str(error)
+    assert "\n" not in message
+    for fragment in fragments:
+        assert fragment in message
+
+
+def assert_nothing_prepared(output_dir: Path) -> None:
+    """No manifest, and no temporary folder beside the output."""
+    assert not (output_dir / "manifest.json").exists()
+    with pytest.raises(InputError):
+        load(output_dir)
+    assert [path.name for path in output_dir.parent.glob(".*")] == []
+
+
+# --- definitions -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(CONFIG_DIR.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_definitions_are_valid(path: Path) -> None:
+    assert load_definition(path)["source"] in {"digits", "tfds", "npz", "points", "gaussian"}
+
+
+@pytest.mark.parametrize(
+    ("text", "fragments"),
+    [
+        ("source: [", ["not valid YAML"]),
+        ("- source", ["list", "mapping"]),
+        ("{}", ["'source'", "missing"]),
+        ("source: mnist", ["source", "'mnist'", "digits, tfds, npz, points or gaussian"]),
+        ("source: npz", ["'path'", "missing"]),
+        ("source: npz\npath: 3", ["path", "3", "path of an .npz file"]),
+        ("source: npz\npath: a.npz\nclasses: 3", ["'classes'", "num_classes"]),
+        ("source: npz\npath: a.npz\nnum_classes: 1", ["num_classes", "1", ">= 2"]),
+        ("source: digits\npath: a.npz", ["'path'", "normalisation"]),
+        ("source: digits\nnormalisation: standardize", ["'standardize'", "standardise"]),
+        ("source: digits\nnormalisation: {mean: 0}", ["normalisation", "std"]),
+        ("source: digits\nnormalisation: {mean: 0, std: 0}", ["normalisation", "std > 0"]),
+        ("source: digits\nnormalisation: {mean: .nan, std: 1}", ["normalisation.mean", "finite"]),
+        ("source: tfds\ntfds_name: ../mnist", ["tfds_name", "'../mnist'", "cifar10"]),
+        ("source: points\ninputs: [[1]]\ntargets: [1]", ["targets[0]", "list of numbers"]),
+        ("source: points\ninputs: [[1]]\ntargets: [[a]]", ["targets[0][0]", "'a'", "a number"]),
+        ("source: points\ninputs: [[1], [1, 2]]\ntargets: [[1], [1]]", ["inputs", "equal length"]),
+        ("source: points\ninputs: [[1], [2]]\ntargets: [[1]]", ["targets", "1 rows", "2"]),
+        ("source: points\ninputs: [[.inf]]\ntargets: [[1]]", ["inputs", "finite"]),
+        (
+            "{source: gaussian, num_train: 0, num_test: 1, input_dim: 1, output_dim: 1, seed: 0}",
+            ["num_train", "0", ">= 1"],
+        ),
+        ("{source: gaussian, num_train: 1, num_test: 1}", ["'input_dim'", "missing"]),
+    ],
+)
+def test_faulty_definition_is_named(tmp_path: Path, text: str, fragments: list[str]) -> None:
+    path = tmp_path / "faulty.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_definition(path)
+    assert_one_line(caught.value, str(path), *fragments)
+
+
+def test_missing_definition_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        load_definition(tmp_path / "absent.yaml")
+    assert_one_line(caught.value, str(tmp_path / "absent.yaml"), "no such file")
+
+
+def test_prepare_checks_the_definition_itself(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        prepare("mine", {"source": "npz"}, tmp_path / "mine", None)
+    assert_one_line(caught.value, "dataset mine", "'path'")
+    assert_nothing_prepared(tmp_path / "mine")
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, sgdphases.datasets\n"
+        "heavy = {'jax', 'tensorflow', 'tensorflow_datasets', 'sklearn', 'pandas', 'scipy'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- preparing and loading -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["digits", "single_point", "gaussian_regression"])
+def test_same_definition_gives_same_bytes(name: str, tmp_path: Path) -> None:
+    definition = load_definition(CONFIG_DIR / f"{name}.yaml")
+    for folder in ("first", "second"):
+        prepare(name, definition, tmp_path / folder, None)
+        assert {path.name for path in (tmp_path / folder).iterdir()} == FILES
+    for file in FILES:
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
+    assert str(tmp_path) not in (tmp_path / "first" / "manifest.json").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
+    verify(tmp_path / "first")
+
+
+def test_digits(tmp_path: Path) -> None:
+    prepare("digits", load_definition(CONFIG_DIR / "digits.yaml"), tmp_path / "digits", None)
+    dataset = load(tmp_path / "digits")
+    manifest = dataset.manifest
+    assert dataset.train_inputs.shape == (1437, 8, 8, 1)
+    assert dataset.test_inputs.shape == (360, 8, 8, 1)
+    assert dataset.train_inputs.dtype == np.float32
+    assert dataset.train_targets.shape == (1437, 10)
+    assert dataset.train_labels is not None
+    assert dataset.test_labels is not None
+    np.testing.assert_array_equal(dataset.train_targets.argmax(axis=1), dataset.train_labels)
+    np.testing.assert_array_equal(dataset.train_targets.sum(axis=1), 1)
+    assert abs(dataset.train_inputs.mean()) < 1e-5
+    assert abs(dataset.train_inputs.std() - 1) < 1e-5
+    assert manifest["task"] == "classification"
+    assert manifest["arrays"]["train_inputs"]["dtype"] == "uint8"
+    assert manifest["arrays"]["train_targets"]["dtype"] == "int32"
+    assert (manifest["train_inputs_raw"]["min"], manifest["train_inputs_raw"]["max"]) == (0, 16)
+    # Stratified: each class has 20 % of its samples in the test part, give or take one.
+    train, test = (np.array(manifest["class_balance"][part]) for part in ("train", "test"))
+    assert np.abs(test - (train + test) * 360 / 1797).max() < 1
+    assert "scikit-learn" in manifest["versions"]
+
+    from sklearn.datasets import load_digits
+
+    official = load_digits()
+    stored = [np.load(tmp_path / "digits" / f"{part}_inputs.npy") for part in ("train", "test")]
+    labels = [dataset.train_labels, dataset.test_labels]
+    ours = np.column_stack([np.concatenate(stored).reshape(-1, 64), np.concatenate(labels)])
+    theirs = np.column_stack([official.data, official.target])
+    np.testing.assert_array_equal(ours[np.lexsort(ours.T)], theirs[np.lexsort(theirs.T)])
+
+
+def test_single_point(tmp_path: Path) -> None:
+    definition = load_definition(CONFIG_DIR / "single_point.yaml")
+    prepare("single_point", definition, tmp_path / "out", None)
+    dataset = load(tmp_path / "out", dtype=np.float64)
+    for array in (dataset.train_inputs, dataset.train_targets, dataset.test_inputs):
+        assert array.dtype == np.float64
+        np.testing.assert_array_equal(array, [[1.0]])
+    assert dataset.train_labels is None
+    assert dataset.manifest["task"] == "regression"
+    assert dataset.manifest["num_outputs"] == 1
+
+
+def test_gaussian_keeps_its_samples_when_more_are_asked_for(tmp_path: Path) -> None:
+    definition = load_definition(CONFIG_DIR / "gaussian_regression.yaml")
+    prepare("few", definition, tmp_path / "few", None)
+    prepare("many", {**definition, "num_train": 4000}, tmp_path / "many", None)
+    few = load(tmp_path / "few", dtype=np.float64)
+    many = load(tmp_path / "many", dtype=np.float64)
+    assert few.train_inputs.shape == (10, 5)
+    assert few.train_targets.shape == (10, 1)
+    np.testing.assert_array_equal(few.train_inputs, many.train_inputs[:10])
+    np.testing.assert_array_equal(few.train_targets, many.train_targets[:10])
+    np.testing.assert_array_equal(few.test_inputs, many.test_inputs)
+    np.testing.assert_allclose(np.cov(many.train_inputs.T), np.eye(5), atol=0.1)
+    correlation = np.corrcoef(np.column_stack([many.train_inputs, many.train_targets]).T)
+    assert np.abs(correlation[-1, :-1]).max() < 0.07
+    assert not np.isin(few.test_inputs, many.train_inputs).any()
+
+
+def test_npz_classification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = good_arrays()
+    write_npz(tmp_path / "mine.npz", {**arrays, "unrelated": np.arange(3)})
+    monkeypatch.chdir(tmp_path)
+    definition = {"source": "npz", "path": "mine.npz", "normalisation": "standardise"}
+    prepare("mine", definition, Path("out"), None)
+    dataset = load(Path("out"), dtype=np.float64)
+    expected = (arrays["x_test"] - arrays["x_train"].mean()) / arrays["x_train"].std()
+    np.testing.assert_allclose(dataset.test_inputs, expected, rtol=1e-12)
+    np.testing.assert_array_equal(dataset.test_labels, arrays["y_test"])
+    assert dataset.manifest["num_classes"] == 3
+    assert dataset.manifest["origin"]["file"] == "mine.npz"
+    assert dataset.manifest["class_balance"] == {"train": [2, 2, 2], "test": [1, 1, 1]}
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 2)])
+def test_npz_regression(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    targets = np.linspace(-1, 1, int(np.prod(shape)), dtype=np.float32).reshape(shape)
+    arrays = {**good_arrays(), "y_train": targets, "y_test": targets[:3]}
+    path = write_npz(tmp_path / "mine.npz", arrays)
+    prepare("mine", {"source": "npz", "path": str(path)}, tmp_path / "out", None)
+    dataset = load(tmp_path / "out")
+    np.testing.assert_array_equal(dataset.train_targets, targets.reshape(6, -1))
+    np.testing.assert_array_equal(dataset.train_inputs, arrays["x_train"].astype(np.float32))
+    assert dataset.train_labels is None
+    assert dataset.manifest["arrays"]["train_targets"]["dtype"] == "float64"
+
+
+@pytest.mark.parametrize(
+    "normalisation",
+    ["none", "standardise", {"mean": [0.1, 0.2, 0.3], "std": 0.5}],
+    ids=["none", "standardise", "given"],
+)
+def test_pixels_are_scaled_then_normalised_per_channel(
+    tmp_path: Path, normalisation: str | dict[str, Any]
+) -> None:
+    generator = np.random.default_rng(1)
+    pixels = generator.integers(0, 256, size=(20, 4, 4, 3), dtype=np.uint8)
+    pixels[..., 2] //= 2
+    labels = np.arange(20) % 2
+    arrays = {"x_train": pixels, "y_train": labels, "x_test": pixels[:4], "y_test": labels[:4]}
+    path = write_npz(tmp_path / "images.npz", arrays)
+    definition = {"source": "npz", "path": str(path), "normalisation": normalisation}
+    prepare("images", definition, tmp_path / "out", None)
+    scaled = pixels / 255
+    match normalisation:
+        case "none":
+            expected = scaled
+        case "standardise":
+            expected = (scaled - scaled.mean(axis=(0, 1, 2))) / scaled.std(axis=(0, 1, 2))
+        case _:
+            expected = (scaled - np.array([0.1, 0.2, 0.3])) / 0.5
+    dataset = load(tmp_path / "out", dtype=np.float64)
+    np.testing.assert_allclose(dataset.train_inputs, expected, atol=1e-12)
+    assert dataset.manifest["arrays"]["train_inputs"]["dtype"] == "uint8"
+
+
+def test_big_endian_and_fortran_arrays_are_stored_plainly(tmp_path: Path) -> None:
+    arrays = good_arrays()
+    unusual = {**arrays, "x_train": np.asfortranarray(arrays["x_train"].astype(">f8"))}
+    for name, content in (("plain", arrays), ("unusual", unusual)):
+        path = write_npz(tmp_path / f"{name}.npz", content)
+        prepare(name, {"source": "npz", "path": str(path)}, tmp_path / name, None)
+    for file in FILES - {"manifest.json"}:
+        plain, other = ((tmp_path / name / file).read_bytes() for name in ("plain", "unusual"))
+        assert plain == other
+
+
+def test_num_train_takes_the_first_samples(tmp_path: Path) -> None:
+    prepare("digits", {"source": "digits"}, tmp_path / "out", None)
+    whole, part = load(tmp_path / "out"), load(tmp_path / "out", num_train=100)
+    np.testing.assert_array_equal(part.train_inputs, whole.train_inputs[:100])
+    np.testing.assert_array_equal(part.train_targets, whole.train_targets[:100])
+    assert part.test_inputs.shape == whole.test_inputs.shape
+    for num_train in (0, 1438):
+        with pytest.raises(InputError) as caught:
+            load(tmp_path / "out", num_train=num_train)
+        assert_one_line(caught.value, "digits", str(num_train), "1437")
+
+
+def test_existing_folder_is_replaced_and_leftovers_removed(tmp_path: Path) -> None:
+    output_dir = tmp_path / "out"
+    prepare("data", {"source": "digits"}, output_dir, None)
+    leftover = tmp_path / ".data-abc.partial"
+    leftover.mkdir()
+    (leftover / "train_inputs.npy").write_bytes(b"half")
+    prepare("data", load_definition(CONFIG_DIR / "single_point.yaml"), output_dir, None)
+    assert load(output_dir).train_inputs.shape == (1, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_interrupted_move_leaves_no_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output_dir = tmp_path / "out"
+    prepare("data", {"source": "digits"}, output_dir, None)
+
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(KeyboardInterrupt):
+        prepare("data", {"source": "digits"}, output_dir, None)
+    assert_nothing_prepared(output_dir)
+
+
+# --- broken input arrays ---------------------------------------------------------------------
+
+
+def changed(**changes: Any) -> Callable[[Path], None]:
+    """A writer of an .npz file whose arrays differ from good ones; None leaves an array out."""
+
+    def write(path: Path) -> None:
+        arrays = {**good_arrays(), **changes}
+        write_npz(path, {key: value for key, value in arrays.items() if value is not None})
+
+    return write
+
+
+def with_value(key: str, index: Any, value: float) -> Callable[[Path], None]:
+    array = good_arrays()[key]
+    array[index] = value
+    return changed(**{key: array})
+
+
+def truncated(path: Path) -> None:
+    write_npz(path, good_arrays())
+    path.write_bytes(path.read_bytes()[:500])
+
+
+def corrupted(path: Path) -> None:
+    write_npz(path, good_arrays())
+    content = bytearray(path.read_bytes())
+    content[200] ^= 0xFF
+    path.write_bytes(content)
+
+
+def as_npy(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
+def as_pickle(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.array([{}], dtype=object), allow_pickle=True)
+
+
+BROKEN: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
+    "missing file": (lambda path: None, ["no such file"]),
+    "folder": (lambda path: path.mkdir(), ["no such file"]),
+    "empty file": (lambda path: path.touch(), ["not an .npz file"]),
+    "text file": (lambda path: path.write_text("x_train: 1"), ["not an .npz file"]),
+    "npy file": (as_npy, ["not an .npz file"]),
+    "pickle": (as_pickle, ["not an .npz file"]),
+    "truncated": (truncated, ["truncated"]),
+    "flipped bits": (corrupted, ["x_train", "damaged"]),
+    "missing keys": (changed(x_test=None, y_test=None), ["missing x_test, y_test"]),
+    "objects": (changed(y_train=np.array([0, {}] * 3, dtype=object)), ["y_train", "objects"]),
+    "text inputs": (changed(x_train=np.full((6, 4), "a")), ["x_train", "<U1"]),
+    "complex inputs": (changed(x_train=np.ones((6, 4), complex)), ["x_train", "complex128"]),
+    "text labels": (changed(y_train=np.array(["a"] * 6)), ["y_train", "<U1"]),
+    "bool labels": (changed(y_train=np.ones(6, bool)), ["y_train", "bool"]),
+    "unequal train": (changed(y_train=np.arange(5) % 3), ["x_train has 6", "y_train has 5"]),
+    "unequal test": (changed(y_test=np.array([0, 1])), ["x_test has 3", "y_test has 2"]),
+    "scalar labels": (changed(y_train=np.array(1)), ["x_train has 6", "y_train has 0"]),
+    "one-hot labels": (changed(y_train=np.eye(6, 3, dtype=int)), ["y_train", "(6, 3)"]),
+    "negative label": (with_value("y_train", 0, -1), ["y_train", "label -1"]),
+    "gap in labels": (with_value("y_train", slice(None), 2), ["y_train", "no label 0"]),
+    "one class": (with_value("y_train", slice(None), 0), ["y_train", "one class"]),
+    "unseen test label": (with_value("y_test", 0, 3), ["y_test", "label 3", "0 to 2"]),
+    "negative test label": (with_value("y_test", 0, -2), ["y_test", "label -2"]),
+    "mixed tasks": (changed(y_test=np.ones(3)), ["y_test", "float64"]),
+    "mixed tasks, other way": (changed(y_train=np.ones(6)), ["y_test", "int64"]),
+    "outputs differ": (
+        changed(y_train=np.ones((6, 2)), y_test=np.ones((3, 1))),
+        ["y_train has 2 outputs", "y_test has 1"],
+    ),
+    "targets of three axes": (
+        changed(y_train=np.ones((6, 2, 2)), y_test=np.ones((3, 2, 2))),
+        ["y_train", "(6, 2, 2)"],
+    ),
+    "nan input": (with_value("x_train", (4, 2), np.nan), ["x_train[4, 2]", "nan"]),
+    "inf input": (with_value("x_test", (0, 1), np.inf), ["x_test[0, 1]", "inf"]),
+    "nan target": (
+        changed(y_train=np.full(6, np.nan), y_test=np.ones(3)),
+        ["y_train[0]", "nan"],
+    ),
+    "empty": (changed(x_train=np.ones((0, 4)), y_train=np.ones(0, int)), ["x_train", "empty"]),
+    "no features": (changed(x_test=np.ones((3, 0))), ["x_test", "empty"]),
+    "one axis": (changed(x_train=np.ones(6)), ["x_train", "(6,)"]),
+    "types differ": (changed(x_test=np.ones((3, 4), np.uint8)), ["x_test holds uint8", "float64"]),
+    "shapes differ": (changed(x_test=np.ones((3, 5))), ["x_test", "(5,)", "(4,)"]),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_arrays_are_named(case: str, tmp_path: Path) -> None:
+    write, fragments = BROKEN[case]
+    path = tmp_path / "mine.npz"
+    write(path)
+    # As Snakemake does, the folder of the outputs exists before the job runs.
+    output_dir = tmp_path / "datasets" / "mine"
+    output_dir.mkdir(parents=True)
+    with pytest.raises(InputError) as caught:
+        prepare("mine", {"source": "npz", "path": str(path)}, output_dir, None)
+    assert_one_line(caught.value, str(path), *fragments)
+    assert_nothing_prepared(output_dir)
+    assert list(output_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "fragments"),
+    [
+        ({"num_classes": 2}, {}, ["y_train", "label 2", "0 to 1"]),
+        ({"num_classes": 2}, {"y_train": np.ones(6), "y_test": np.ones(3)}, ["num_classes"]),
+        ({"normalisation": "standardise"}, {"x_train": np.ones((6, 4))}, ["standard deviation"]),
+        ({"normalisation": {"mean": [0, 0], "std": 1}}, {}, ["normalisation.mean", "4"]),
+    ],
+)
+def test_options_that_do_not_fit_the_arrays(
+    options: dict[str, Any], changes: Arrays, fragments: list[str], tmp_path: Path
+) -> None:
+    path = write_npz(tmp_path / "mine.npz", {**good_arrays(), **changes})
+    with pytest.raises(InputError) as caught:
+        prepare("mine", {"source": "npz", "path": str(path), **options}, tmp_path / "out", None)
+    assert_one_line(caught.value, "mine", *fragments)
+    assert_nothing_prepared(tmp_path / "out")
+
+
+def test_more_classes_than_seen_can_be_declared(tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "mine.npz", good_arrays())
+    definition = {"source": "npz", "path": str(path), "num_classes": 5}
+    prepare("mine", definition, tmp_path / "out", None)
+    assert load(tmp_path / "out").train_targets.shape == (6, 5)
+
+
+def test_missing_tensorflow_datasets_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(InputError) as caught:
+        prepare("mnist", {"source": "tfds", "tfds_name": "mnist"}, tmp_path / "mnist", None)
+    assert_one_line(
+        caught.value, "mnist", "tensorflow_datasets", "pip install 'sgdphases[datasets]'"
+    )
+    assert_nothing_prepared(tmp_path / "mnist")
+
+
+# --- damaged prepared folders ----------------------------------------------------------------
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    prepare("digits", {"source": "digits"}, tmp_path / "digits", None)
+    return tmp_path / "digits"
+
+
+def rewrite_manifest(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def truncate_array(folder: Path) -> None:
+    path = folder / "train_inputs.npy"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "manifest.json"),
+    "half a manifest": (
+        lambda folder: (folder / "manifest.json").write_text('{"name": "dig'),
+        "manifest.json",
+    ),
+    "manifest of another kind": (
+        lambda folder: (folder / "manifest.json").write_text("[]"),
+        "manifest.json",
+    ),
+    "manifest without arrays": (
+        lambda folder: rewrite_manifest(folder, lambda manifest: manifest.pop("arrays")),
+        "manifest.json",
+    ),
+    "missing array": (lambda folder: (folder / "test_targets.npy").unlink(), "test_targets.npy"),
+    "truncated array": (truncate_array, "train_inputs.npy"),
+    "other shape": (
+        lambda folder: rewrite_manifest(
+            folder, lambda manifest: manifest["arrays"]["train_inputs"]["shape"].append(2)
+        ),
+        "train_inputs.npy",
+    ),
+    "other type": (
+        lambda folder: np.save(folder / "test_targets.npy", np.zeros(360, np.float32)),
+        "test_targets.npy",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_damaged_folder_is_named(case: str, prepared: Path) -> None:
+    damage, file = DAMAGES[case]
+    damage(prepared)
+    for action in (load, verify):
+        with pytest.raises(InputError) as caught:
+            action(prepared)
+        assert_one_line(caught.value, str(prepared / file), "delete the folder and rerun")
+
+
+def test_verify_finds_changed_content(prepared: Path) -> None:
+    path = prepared / "train_inputs.npy"
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    expected = manifest["arrays"]["train_inputs"]["sha256"]
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == expected
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    load(prepared)
+    with pytest.raises(InputError) as caught:
+        verify(prepared)
+    assert_one_line(caught.value, str(path), "SHA-256", "delete the folder and rerun")
