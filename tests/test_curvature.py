@@ -259,11 +259,7 @@ def test_measure_networks_on_each_batch():
 
 def test_networks_of_different_shapes_and_precisions_are_kept_apart():
     dataset, settings = make_dataset(), make_settings(512, num_batches=1)
-    networks = [
-        *make_networks(0),
-        *make_networks(0, width=9),
-        *make_networks(0, precision="float32"),
-    ]
+    networks = [*make_networks(0), *make_networks(0, width=9, precision="float32")]
     values = measure_networks(settings, networks, dataset)["ntk_top_eigenvalue"]
     assert values.dtype == np.float64
     for value, network in zip(values, networks, strict=True):

@@ -53,7 +53,13 @@ NETWORK_HYPERPARAMETERS = (
     "seed",
 )
 # What may differ between the runs of one compiled program.
-VECTORISED_HYPERPARAMETERS = ("learning_rate", LEARNING_RATE_UNIT, "momentum", "weight_decay", "seed")
+VECTORISED_HYPERPARAMETERS = (
+    "learning_rate",
+    LEARNING_RATE_UNIT,
+    "momentum",
+    "weight_decay",
+    "seed",
+)
 
 CONFIG_SOURCE = "config/config.yaml or --config"
 # What the rules' wildcards match.
@@ -144,7 +150,7 @@ def find_experiments(folder: Path, patterns: str | list[str]) -> dict[str, Path]
 
 
 def merge(base: dict[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
-    """The base with values overridden, key by key; a list and the grid's parts are replaced whole."""
+    """The base, overridden key by key; a list and the parts of the grid are replaced whole."""
     merged = copy.deepcopy(base)
     for key, value in override.items():
         old = merged.get(key)
@@ -159,7 +165,9 @@ def merge(base: dict[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def load_experiment(path: Path, scale: str, data: str, datasets: Mapping[str, Path]) -> dict[str, Any]:
+def load_experiment(
+    path: Path, scale: str, data: str, datasets: Mapping[str, Path]
+) -> dict[str, Any]:
     """Read an experiment file and resolve it for one scale and one kind of data.
 
     Args:
@@ -217,7 +225,11 @@ def _resolve_dataset(
     entry = {"name": dataset} if isinstance(dataset, str) else dict(dataset)
     name = entry.get("name") or entry[data]
     if name not in datasets:
-        where = "dataset" if isinstance(dataset, str) else f"dataset.{'name' if 'name' in entry else data}"
+        where = (
+            "dataset"
+            if isinstance(dataset, str)
+            else f"dataset.{'name' if 'name' in entry else data}"
+        )
         raise InputError(
             f"{source}: {where}: {name!r} is no known dataset; allowed: {suggest(name, datasets)}"
         )
@@ -270,8 +282,8 @@ def _check_names(
     missing = sorted(needed - set(run))
     if missing:
         raise InputError(
-            f"{source}: grid: key {missing[0]!r} is missing, in grid and hyperparameters; required: "
-            f"{', '.join(sorted(needed))}"
+            f"{source}: grid: key {missing[0]!r} is missing, in grid and hyperparameters; "
+            f"required: {', '.join(sorted(needed))}"
         )
     unused = sorted(set(run) - needed - {LEARNING_RATE_UNIT})
     if unused:
@@ -285,7 +297,9 @@ def _check_names(
 def _reject(document: dict[str, Any], keys: tuple[str, ...], why: str, source: str) -> None:
     for key in keys:
         if document.get(key) is not None:
-            raise InputError(f"{source}: {format_path([key])}: {describe_value(document[key])}: {why}")
+            raise InputError(
+                f"{source}: {format_path([key])}: {describe_value(document[key])}: {why}"
+            )
 
 
 def _with_defaults(shared: dict[str, Any], theory: bool) -> dict[str, Any]:
@@ -335,7 +349,7 @@ def network_id(spec: Mapping[str, Any], run: Mapping[str, Any]) -> str:
 
 
 def expand_networks(spec: dict[str, Any]) -> list[dict[str, Any]]:
-    """The distinct networks of an experiment whose curvature is measured, each with `network_id`."""
+    """The distinct networks whose curvature is measured, each with its `network_id`."""
     networks = {}
     for run in expand_runs(spec):
         name = network_id(spec, run)

@@ -49,7 +49,7 @@ def run_script(action: Callable[[], None], log: Sequence[str]) -> None:
 
 
 def use_threads(threads: int) -> None:
-    """Give JAX's CPU backend as many threads as Snakemake gave the job; call before importing JAX."""
+    """Give JAX on the CPU the threads that Snakemake gave the job; call before importing JAX."""
     if "jax" in sys.modules:
         raise RuntimeError("use_threads comes too late: JAX is imported already")
     os.environ["NPROC"] = str(threads)

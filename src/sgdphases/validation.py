@@ -189,9 +189,7 @@ def fill_defaults(
     return {**defaults, **document}
 
 
-def as_declared(
-    value: Any, schema: dict[str, Any], root: dict[str, Any] | None = None
-) -> Any:
+def as_declared(value: Any, schema: dict[str, Any], root: dict[str, Any] | None = None) -> Any:
     """The value with whole numbers of real-valued keys as float, so that 1 and 1.0 are the same.
 
     Args:

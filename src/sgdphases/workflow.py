@@ -84,9 +84,7 @@ class ExperimentPlan:
                 networks.setdefault(name, {"network_id": name, **network_of(run)})
         return self._plan("curvature", [networks], self.spec["networks_per_shard"])
 
-    def _plan(
-        self, stage: str, groups: list[dict[str, Record]], size: int
-    ) -> dict[str, Shard]:
+    def _plan(self, stage: str, groups: list[dict[str, Record]], size: int) -> dict[str, Shard]:
         version = stage_fingerprint(stage)
         finished = read_notes(self.folder / f"{stage}_shards", version)
         return {shard.name: shard for shard in plan_shards(groups, finished, size, version)}

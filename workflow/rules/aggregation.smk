@@ -6,10 +6,10 @@ rule spec:
         f"{EXPERIMENT}/spec.yaml",
     log:
         f"{LOGS}/{{paper}}/{{experiment}}/spec.log",
-    params:
-        spec=lambda wildcards: published_spec(plan_of(wildcards).spec),
     conda:
         "../../environment.yml"
+    params:
+        spec=lambda wildcards: published_spec(plan_of(wildcards).spec),
     script:
         "../scripts/write_spec.py"
 
@@ -27,12 +27,12 @@ rule aggregate:
         history=f"{EXPERIMENT}/history.parquet",
     log:
         f"{LOGS}/{{paper}}/{{experiment}}/aggregate.log",
-    params:
-        fingerprint=stage_fingerprint("aggregation"),
     wildcard_constraints:
         paper=one_of(name.split("/")[0] for name in TRAINING),
         experiment=one_of(name.split("/")[1] for name in TRAINING),
     conda:
         "../../environment.yml"
+    params:
+        fingerprint=stage_fingerprint("aggregation"),
     script:
         "../scripts/aggregate_runs.py"

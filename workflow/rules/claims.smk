@@ -4,6 +4,8 @@
 rule claims:
     input:
         [experiment_tables(name) for name in PLAN.experiments],
+        # Named here because the fingerprint sees code alone.
+        claims=f"{workflow.basedir}/src/sgdphases/claims/table.csv",
     output:
         table=f"{RESULTS}/claims.parquet",
         markdown=f"{RESULTS}/claims.md",
@@ -15,9 +17,9 @@ rule claims:
         ),
     log:
         f"{LOGS}/claims.log",
-    params:
-        fingerprint=stage_fingerprint("claims.evaluate"),
     conda:
         "../../environment.yml"
+    params:
+        fingerprint=stage_fingerprint("claims.evaluate"),
     script:
         "../scripts/evaluate_claims.py"

@@ -10,7 +10,9 @@ with ending_on_bad_input():
 RESULTS = PLAN.config.results_dir
 LOGS = f"{RESULTS}/logs"
 EXPERIMENT = f"{RESULTS}/experiments/{{paper}}/{{experiment}}"
-THEORY = [name for name, plan in PLAN.experiments.items() if plan.spec["kind"] == "theory"]
+THEORY = [
+    name for name, plan in PLAN.experiments.items() if plan.spec["kind"] == "theory"
+]
 TRAINING = [name for name in PLAN.experiments if name not in THEORY]
 
 
@@ -46,7 +48,9 @@ def experiment_tables(name):
 
 
 def figure_files(name):
-    return [f"{RESULTS}/figures/{name}.{suffix}" for suffix in ("svg", "png", "parquet")]
+    return [
+        f"{RESULTS}/figures/{name}.{suffix}" for suffix in ("svg", "png", "parquet")
+    ]
 
 
 def figure_caption(wildcards):

@@ -8,14 +8,14 @@ rule curvature_shard:
         f"{EXPERIMENT}/curvature_shards/{{shard}}/curvature.parquet",
     log:
         f"{LOGS}/{{paper}}/{{experiment}}/curvature_{{shard}}.log",
+    conda:
+        "../../environment.yml"
     params:
         settings=lambda wildcards: run_settings(plan_of(wildcards).spec),
         networks=lambda wildcards: dict(
             plan_of(wildcards).curvature_shards[wildcards.shard].items
         ),
         fingerprint=stage_fingerprint("curvature"),
-    conda:
-        "../../environment.yml"
     script:
         "../scripts/measure_curvature.py"
 
@@ -31,9 +31,9 @@ rule curvature:
         f"{EXPERIMENT}/curvature.parquet",
     log:
         f"{LOGS}/{{paper}}/{{experiment}}/curvature.log",
-    params:
-        fingerprint=stage_fingerprint("aggregation"),
     conda:
         "../../environment.yml"
+    params:
+        fingerprint=stage_fingerprint("aggregation"),
     script:
         "../scripts/aggregate_curvature.py"

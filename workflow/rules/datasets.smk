@@ -13,9 +13,9 @@ rule dataset:
         manifest=f"{RESULTS}/datasets/{{dataset}}/manifest.json",
     log:
         f"{LOGS}/datasets/{{dataset}}.log",
-    params:
-        fingerprint=stage_fingerprint("datasets.preparation"),
     conda:
         "../../environment.yml"
+    params:
+        fingerprint=stage_fingerprint("datasets.preparation"),
     script:
         "../scripts/prepare_dataset.py"

@@ -17,11 +17,13 @@ rule figure:
         numbers=f"{RESULTS}/figures/{{paper}}/{{figure}}.parquet",
     log:
         f"{LOGS}/{{paper}}/figures/{{figure}}.log",
-    params:
-        caption=lambda wildcards: figure_caption(wildcards),
-        experiment=lambda wildcards: PLAN.figures[f"{wildcards.paper}/{wildcards.figure}"],
-        fingerprint=stage_fingerprint("figures.draw"),
     conda:
         "../../environment.yml"
+    params:
+        caption=lambda wildcards: figure_caption(wildcards),
+        experiment=lambda wildcards: PLAN.figures[
+            f"{wildcards.paper}/{wildcards.figure}"
+        ],
+        fingerprint=stage_fingerprint("figures.draw"),
     script:
         "../scripts/draw_figure.py"

@@ -9,12 +9,12 @@ rule theory:
         history=f"{EXPERIMENT}/history.parquet",
     log:
         f"{LOGS}/{{paper}}/{{experiment}}/theory.log",
-    params:
-        fingerprint=stage_fingerprint("theory.programs"),
     wildcard_constraints:
         paper=one_of(name.split("/")[0] for name in THEORY),
         experiment=one_of(name.split("/")[1] for name in THEORY),
     conda:
         "../../environment.yml"
+    params:
+        fingerprint=stage_fingerprint("theory.programs"),
     script:
         "../scripts/run_theory.py"

@@ -13,6 +13,8 @@ rule training_shard:
         history=f"{EXPERIMENT}/training_shards/{{shard}}/history.parquet",
     log:
         f"{LOGS}/{{paper}}/{{experiment}}/training_{{shard}}.log",
+    conda:
+        "../../environment.yml"
     params:
         settings=lambda wildcards: run_settings(plan_of(wildcards).spec),
         runs=lambda wildcards: dict(
@@ -20,7 +22,5 @@ rule training_shard:
         ),
         network_ids=lambda wildcards: plan_of(wildcards).network_ids(wildcards.shard),
         fingerprint=stage_fingerprint("training"),
-    conda:
-        "../../environment.yml"
     script:
         "../scripts/train_shard.py"

@@ -64,7 +64,7 @@ def critical_rate(tables: ExperimentTables) -> Measurement:
 
 
 def maximal_rate(tables: ExperimentTables) -> Measurement:
-    """Largest η·λ₀ that trains; the interval reaches to the first rate of the grid that does not."""
+    """Largest η·λ₀ that trains; the interval reaches to the first rate that does not."""
     edges = [trainable_edge(runs) for _, runs in tables.runs.groupby("seed")]
     largest = 2 * np.array([edge[0] for edge in edges])
     return Measurement(
@@ -118,13 +118,16 @@ def best_rate(tables: ExperimentTables) -> Measurement:
         raise ValueError("fewer than three rates stayed finite")
     seeds = accuracy["seed"].nunique()
     # A rate at which a seed diverged is no candidate.
-    mean = accuracy.groupby("rate")["final_test_accuracy"].agg(["mean", "count"])
-    mean = mean[mean["count"] == seeds]["mean"]
+    by_rate = accuracy.groupby("rate")["final_test_accuracy"]
+    mean = by_rate.mean()[by_rate.count() == seeds]
     by_seed = accuracy.loc[accuracy.groupby("seed")["final_test_accuracy"].idxmax(), "rate"]
     lazy = mean[mean.index < 1].max()
     detail = f"accuracy {mean.max():.4f} there, at best {lazy:.4f} below 2/λ₀; {seeds} seeds"
     return Measurement(
-        2 * float(mean.idxmax()), 2 * float(by_seed.min()), 2 * float(by_seed.max()), detail
+        2 * float(mean.index[int(mean.argmax())]),
+        2 * float(by_seed.min()),
+        2 * float(by_seed.max()),
+        detail,
     )
 
 
@@ -141,12 +144,13 @@ def dead_outputs(tables: ExperimentTables) -> Measurement:
 
 
 def momentum_constancy(tables: ExperimentTables) -> Measurement:
-    """Largest |λ/λ₀ − 1| with momentum of tanh and identity; void unless ReLU moves more than 5 %."""
+    """Largest |λ/λ₀ − 1| of tanh and identity with momentum; NaN unless ReLU moves over 5 %."""
     runs = tables.runs[tables.runs["momentum"] > 0]
     history = tables.history.dropna(subset="ntk_top_eigenvalue")
     history = history.merge(runs[["run_id", "activation"]], on="run_id").sort_values("step")
     start = history.groupby("run_id")["ntk_top_eigenvalue"].transform("first")
-    movement = (history["ntk_top_eigenvalue"] / start - 1).abs().groupby(history["activation"]).max()
+    distance = (history["ntk_top_eigenvalue"] / start - 1).abs()
+    movement = distance.groupby(history["activation"]).max()
     if not {"tanh", "identity", "relu"} <= set(movement.index):
         raise ValueError("the grid lacks one of tanh, identity, relu with momentum")
     smooth = movement[["tanh", "identity"]].max()

@@ -45,7 +45,10 @@ def evaluate_claims(tables: Mapping[str, ExperimentTables]) -> pd.DataFrame:
         needs, is not run, and `detail` says why.
     """
     claims = load_claims()
-    scores = [_score(row.id, row.paper, tables) for row in claims.itertuples()]
+    scores = [
+        _score(claim, paper, tables)
+        for claim, paper in zip(claims["id"], claims["paper"], strict=True)
+    ]
     scored = pd.concat([claims, pd.DataFrame(scores)], axis=1)
     scored[list(_NUMBERS)] = scored[list(_NUMBERS)].astype("float64")
     return scored.astype(dict.fromkeys(_TEXTS, "string"))
@@ -104,7 +107,8 @@ def _presentable(claims: pd.DataFrame) -> pd.DataFrame:
     def interval(low: float, high: float) -> str:
         if np.isnan(low) and np.isnan(high):
             return ""
-        return f"{'' if np.isnan(low) else f'{low:.4g}'} … {'' if np.isnan(high) else f'{high:.4g}'}"
+        ends = ["" if np.isnan(end) else f"{end:.4g}" for end in (low, high)]
+        return " … ".join(ends)
 
     columns = {
         "id": claims["id"],

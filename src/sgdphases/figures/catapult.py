@@ -33,7 +33,7 @@ _SMALLEST_LOSS = 1e-10
 
 def _first_seed(tables: ExperimentTables) -> pd.DataFrame:
     """Runs of the first seed, by learning rate."""
-    runs = tables.runs[tables.runs["seed"] == tables.runs["seed"].min()]
+    runs: pd.DataFrame = tables.runs[tables.runs["seed"] == tables.runs["seed"].min()]
     return runs.sort_values(RATE)
 
 
@@ -164,8 +164,8 @@ def plot_scalar_relu(tables: ExperimentTables) -> tuple[Figure, pd.DataFrame]:
         _by_rate(axis, tables, quantity, (2.0, 4.0, 12.0), only_trained=False)
         for axis, quantity in zip(axes[2:], quantities, strict=True)
     ]
-    for axis, letter, label in zip(axes[2:], "cd", ("λ at the end", "loss at the end"), strict=True):
-        axis.set(ylabel=label)
+    for axis, letter, name in zip(axes[2:], "cd", ("λ", "loss"), strict=True):
+        axis.set(ylabel=f"{name} at the end")
         _name_beside(axis, letter)
     tidy = [
         loss.assign(panel="a").rename(columns={"train_loss": "value"}),
@@ -191,7 +191,8 @@ def plot_momentum_activations(tables: ExperimentTables) -> tuple[Figure, pd.Data
     figure, (axis,) = panels(1, height=3.0)
     activations = list(dict.fromkeys(history["activation"]))
     colors = dict(zip(activations, ordered_colors(range(len(activations))), strict=True))
-    for (activation, momentum), curve in history.groupby(["activation", "momentum"]):
+    for _, curve in history.groupby("run_id"):
+        activation, momentum = curve.iloc[0][["activation", "momentum"]]
         style = "-" if momentum > 0 else (0, (3, 1.5))
         axis.plot(
             curve["step"], curve["relative_eigenvalue"], color=colors[activation], linestyle=style

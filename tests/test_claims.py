@@ -1,0 +1,210 @@
+"""Claims: the table, the verdicts, and the measures of trained networks on made-up tables."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sgdphases.claims import catapult
+from sgdphases.claims.evaluate import (
+    MEASURES,
+    NOT_REPRODUCED,
+    NOT_RUN,
+    REPRODUCED,
+    evaluate_claims,
+    load_claims,
+    verdict_of,
+    write_scorecard,
+)
+from sgdphases.tables import ExperimentTables
+
+RATES = [0.5, 0.9, 1.5, 3.0, 5.0, 6.0, 6.5, 7.0]
+EDGE = 6.0
+
+
+def make_tables(dataset="mnist", seeds=(0, 1), critical=6.25, transient=3):
+    """A caricature of figure 3: lazy up to 1, catapult up to EDGE, divergent beyond."""
+    runs, history = [], []
+    for seed in seeds:
+        for rate in RATES:
+            run_id = f"{seed}-{rate}"
+            diverges, jumps = rate > EDGE, rate > 1
+            final = np.inf if diverges else 0.1
+            curvature = 2 / critical
+            ends_at = curvature if not jumps else 0.5 * curvature / rate
+            runs.append(
+                {
+                    "run_id": run_id,
+                    "seed": seed,
+                    "momentum": 0.0,
+                    "learning_rate": rate * critical,
+                    "relative_learning_rate": rate,
+                    "status": "diverged" if diverges else "finished",
+                    "phase": "divergent" if diverges else "catapult" if jumps else "lazy",
+                    "initial_train_loss": 1.0,
+                    "final_train_loss": final,
+                    "final_test_accuracy": 0.8 + 0.02 * rate if rate <= EDGE else 0.1,
+                    "initial_ntk_top_eigenvalue": curvature,
+                    "final_ntk_top_eigenvalue": np.nan if diverges else ends_at,
+                }
+            )
+            for step in range(8):
+                risen = jumps and 0 < step < transient
+                loss = 5.0 if risen else 1.0 if step == 0 else 0.5
+                history.append({"run_id": run_id, "step": step, "train_loss": loss})
+    curvature = pd.DataFrame(
+        [
+            {"seed": s, "batch": b, "width": 2048, "ntk_top_eigenvalue": 2 / critical}
+            for s in seeds
+            for b in range(2)
+        ]
+    )
+    spec = {"scale": "paper", "dataset": {"name": dataset}, "curvature": {}}
+    return ExperimentTables(spec, pd.DataFrame(runs), pd.DataFrame(history), curvature)
+
+
+def score(tables, claim, experiment="catapult/fc_mnist"):
+    claims = evaluate_claims({experiment: tables})
+    return claims.set_index("id").loc[claim]
+
+
+def test_table_holds_the_claims_of_four_papers():
+    claims = load_claims()
+    assert len(claims) == 165
+    assert claims["id"].is_unique
+    counts = claims["paper"].value_counts().to_dict()
+    assert counts == {"richness": 50, "catapult": 43, "l2": 39, "temperature": 33}
+    assert (claims[["figure", "quantity", "expected"]] != "").all(axis=None)
+
+
+def test_every_measure_belongs_to_a_claim():
+    assert set(MEASURES) <= set(load_claims()["id"])
+
+
+@pytest.mark.parametrize(
+    ("measured", "low", "high", "verdict"),
+    [
+        (1.0, 0.9, 1.1, REPRODUCED),
+        (0.9, 0.9, 1.1, REPRODUCED),
+        (0.89, 0.9, 1.1, NOT_REPRODUCED),
+        (1.11, 0.9, 1.1, NOT_REPRODUCED),
+        (5.0, None, 9, REPRODUCED),
+        (10.0, None, 9, NOT_REPRODUCED),
+        (10.0, 9, None, REPRODUCED),
+        (np.nan, None, 9, NOT_REPRODUCED),
+    ],
+)
+def test_verdict(measured, low, high, verdict):
+    assert verdict_of(measured, low, high) == verdict
+
+
+@pytest.mark.parametrize(
+    ("claim", "measured"), [("CAT-13", 6.25), ("CAT-14", 12), ("CAT-15", 3), ("CAT-16", 1)]
+)
+def test_caricature_reproduces(claim, measured):
+    row = score(make_tables(), claim)
+    assert row["measured"] == pytest.approx(measured)
+    assert row["verdict"] == REPRODUCED
+
+
+def test_critical_rate_averages_eigenvalues_over_batches_first():
+    tables = make_tables(seeds=(0,))
+    tables.curvature["ntk_top_eigenvalue"] = [0.2, 0.6]
+    assert catapult.critical_rate(tables).value == pytest.approx(2 / 0.4)
+
+
+def test_critical_rate_off_by_a_fifth_is_not_reproduced():
+    assert score(make_tables(critical=7.5), "CAT-13")["verdict"] == NOT_REPRODUCED
+
+
+def test_claim_about_mnist_is_not_run_on_stand_in_data():
+    row = score(make_tables(dataset="digits"), "CAT-13")
+    assert row["verdict"] == NOT_RUN
+    assert np.isnan(row["measured"])
+    assert "mnist" in row["detail"]
+    other = score(make_tables(dataset="digits"), "CAT-14")
+    assert (other["verdict"], other["dataset"]) == (REPRODUCED, "digits")
+
+
+def test_edge_that_the_grid_does_not_bracket_is_not_run():
+    tables = make_tables()
+    below = replace(tables, runs=tables.runs[tables.runs["relative_learning_rate"] <= EDGE])
+    assert score(below, "CAT-14")["verdict"] == NOT_RUN
+
+
+def test_finite_run_that_does_not_train_is_beyond_the_edge():
+    tables = make_tables()
+    runs = tables.runs.copy()
+    runs.loc[runs["relative_learning_rate"] == EDGE, "final_train_loss"] = 3.0
+    assert score(replace(tables, runs=runs), "CAT-14")["measured"] == pytest.approx(10)
+
+
+def test_long_transient_is_not_reproduced():
+    tables = make_tables(transient=3)
+    history = tables.history.copy()
+    history["step"] *= 5
+    row = score(replace(tables, history=history), "CAT-15")
+    assert (row["measured"], row["verdict"]) == (15, NOT_REPRODUCED)
+
+
+def test_transient_that_does_not_end_is_not_run():
+    assert score(make_tables(transient=9), "CAT-15")["verdict"] == NOT_RUN
+
+
+@pytest.mark.parametrize(("rate", "factor"), [(0.5, 0.9), (0.5, 1.1), (3.0, 20.0)])
+def test_curvature_outside_its_limit_is_not_reproduced(rate, factor):
+    tables = make_tables()
+    runs = tables.runs.copy()
+    runs.loc[runs["relative_learning_rate"] == rate, "final_ntk_top_eigenvalue"] *= factor
+    row = score(replace(tables, runs=runs), "CAT-16")
+    assert row["measured"] < 1
+    assert row["verdict"] == NOT_REPRODUCED
+
+
+def test_best_rate_is_that_of_the_mean_over_seeds():
+    tables = make_tables()
+    row = score(tables, "CAT-19", "catapult/fc1_mnist512")
+    assert (row["measured"], row["verdict"]) == (12, REPRODUCED)
+    runs = tables.runs.copy()
+    runs.loc[runs["relative_learning_rate"] == 0.5, "final_test_accuracy"] = 0.99
+    row = score(replace(tables, runs=runs), "CAT-19", "catapult/fc1_mnist512")
+    assert (row["measured"], row["verdict"]) == (1, NOT_REPRODUCED)
+
+
+def test_effective_critical_rate_is_where_the_curvature_crosses_the_middle():
+    rates = np.array([0.01, 0.03, 0.1, 0.3, 1.0])
+    runs = pd.DataFrame(
+        {
+            "seed": 0,
+            "momentum": 0.9,
+            "relative_learning_rate": rates,
+            "status": "finished",
+            "initial_train_loss": 1.0,
+            "final_train_loss": 0.1,
+            "final_ntk_top_eigenvalue": [1.0, 1.0, 0.1, 0.01, 0.01],
+        }
+    )
+    tables = replace(make_tables(), runs=runs)
+    assert catapult.effective_critical_rate(tables).value == pytest.approx(0.1)
+
+
+def test_experiment_that_was_not_selected_is_not_run():
+    claims = evaluate_claims({}).set_index("id")
+    assert (claims["verdict"] == NOT_RUN).all()
+    assert claims.loc["CAT-13", "detail"] == "the experiment was not selected"
+    assert claims.loc["RICH-01", "detail"] == "no experiment measures it yet"
+
+
+def test_scorecard_shows_failures_and_escapes_pipes(tmp_path):
+    claims = evaluate_claims({"catapult/fc_mnist": make_tables(critical=9.0)})
+    write_scorecard(claims, tmp_path / "claims.md", tmp_path / "claims.html")
+    markdown = (tmp_path / "claims.md").read_text(encoding="utf-8")
+    line = next(line for line in markdown.splitlines() if line.startswith("| CAT-13 "))
+    assert "not reproduced" in line
+    assert "mnist" in line
+    rows = [line for line in markdown.splitlines() if line.startswith("| TMP-08 ")]
+    assert len(rows) == 1
+    page = (tmp_path / "claims.html").read_text(encoding="utf-8")
+    assert 'class="not-reproduced"' in page
+    assert all(name in page for name in claims["id"])
