@@ -141,7 +141,7 @@ def test_zero_kernel(num_lanczos_steps):
     assert top_eigenvalue(network, parameters, inputs, num_lanczos_steps) == 0.0
 
 
-@pytest.mark.parametrize(("num_samples", "num_outputs"), [(1, 1), (1, 3), (2, 2)])
+@pytest.mark.parametrize(("num_samples", "num_outputs"), [(1, 1), (2, 2)])
 def test_kernels_smaller_than_the_number_of_lanczos_steps(num_samples, num_outputs):
     inputs = make_inputs(num_samples)
     network, parameters = make_network(inputs, num_outputs)
@@ -232,42 +232,38 @@ def make_networks(*seeds, **changes):
     ]
 
 
-def test_measure_networks_on_each_batch():
+def test_measure_networks():
     dataset, settings = make_dataset(), make_settings()
-    networks = make_networks(0, 5)
+    networks = [*make_networks(0, 5), *make_networks(6, width=9, precision="float32")]
     table = measure_networks(settings, networks, dataset)
-    assert list(table["network_id"]) == ["n0"] * 3 + ["n5"] * 3
-    assert list(table["batch"]) == [0, 1, 2] * 2
+    assert list(table["network_id"]) == ["n0"] * 3 + ["n5"] * 3 + ["n6"] * 3
+    assert list(table["batch"]) == [0, 1, 2] * 3
+    assert table["ntk_top_eigenvalue"].dtype == np.float64
     np.testing.assert_allclose(table["critical_learning_rate"], 2 / table["ntk_top_eigenvalue"])
     indices = probe_indices(12, 8, 3, 0)
     for _, row in table.iterrows():
-        inputs = dataset.train_inputs[indices[row["batch"]]].astype(np.float64)
-        network, parameters = make_network(inputs, seed=row["seed"])
-        expected = np.linalg.eigvalsh(dense_kernel(network, parameters, inputs))[-1]
-        assert row["ntk_top_eigenvalue"] == pytest.approx(expected, rel=1e-6)
-
-    again = measure_networks(settings, networks[::-1], dataset)
-    merged = table.merge(again, on=["network_id", "batch"], suffixes=("", "_again"))
-    assert len(merged) == 6
-    assert (merged["ntk_top_eigenvalue"] == merged["ntk_top_eigenvalue_again"]).all()
+        inputs = jnp.asarray(dataset.train_inputs[indices[row["batch"]]], row["precision"])
+        changes = {name: row[name] for name in ("width", "precision", "seed")}
+        with jax.enable_x64(row["precision"] == "float64"):
+            network, parameters = make_network(inputs, **changes)
+            expected = np.linalg.eigvalsh(dense_kernel(network, parameters, inputs))[-1]
+        tolerance = 1e-6 if row["precision"] == "float64" else 1e-5
+        assert row["ntk_top_eigenvalue"] == pytest.approx(expected, rel=tolerance)
 
     critical = critical_learning_rates(table)
-    assert critical.keys() == {"n0", "n5"}
+    assert critical.keys() == {"n0", "n5", "n6"}
     mean = table.loc[table["network_id"] == "n5", "ntk_top_eigenvalue"].mean()
     assert critical["n5"] == pytest.approx(2 / mean)
 
 
-def test_networks_of_different_shapes_and_precisions_are_kept_apart():
-    dataset, settings = make_dataset(), make_settings(512, num_batches=1)
-    networks = [*make_networks(0), *make_networks(0, width=9, precision="float32")]
-    values = measure_networks(settings, networks, dataset)["ntk_top_eigenvalue"]
-    assert values.dtype == np.float64
-    for value, network in zip(values, networks, strict=True):
-        inputs = jnp.asarray(dataset.train_inputs, network["precision"])
-        with jax.enable_x64(network["precision"] == "float64"):
-            function, parameters = make_network(inputs, **network)
-            expected = np.linalg.eigvalsh(dense_kernel(function, parameters, inputs))[-1]
-        assert value == pytest.approx(expected, rel=1e-5)
+def test_a_network_is_measured_the_same_in_any_company():
+    dataset, settings = make_dataset(), make_settings(num_batches=2)
+    together = measure_networks(settings, make_networks(0, 5, 2), dataset)
+    alone = measure_networks(settings, make_networks(5), dataset)
+    np.testing.assert_array_equal(
+        together.loc[together["network_id"] == "n5", "ntk_top_eigenvalue"],
+        alone["ntk_top_eigenvalue"],
+    )
 
 
 def test_a_network_without_curvature_has_no_finite_critical_rate():

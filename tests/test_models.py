@@ -40,8 +40,8 @@ def make_inputs(num_samples=6, input_shape=(5,), seed=0):
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
-@pytest.mark.parametrize("bias_scale", [None, 0.0, 0.5])
-@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("bias_scale", [None, 0.0])
+@pytest.mark.parametrize("depth", [1, 4])
 def test_shapes_and_types(depth, bias_scale, precision):
     network = make_network(
         (4, 3, 1), 2, depth=depth, width=7, bias_scale=bias_scale, precision=precision
@@ -114,12 +114,15 @@ def test_forward_pass_by_hand():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_initialisation_of_a_seed_does_not_depend_on_its_companions(name):
-    network = make_network(model=name, depth=2, bias_scale=0.1)
-    seeds = jnp.array([0, 7, 4294967295], jnp.uint32)
-    many = jax.jit(jax.vmap(lambda seed: network.init(jax.random.key(seed))))(seeds)
-    for i, seed in enumerate((0, 7, 4294967295)):
-        alone = network.init(jax.random.key(seed))
-        for one, batched in zip(jax.tree.leaves(alone), jax.tree.leaves(many), strict=True):
+    network = make_network(model=name, depth=2, bias_scale=0.1, precision="float32")
+    seeds = [0, 7, 4294967295]
+    with jax.enable_x64(False):
+        initialise = jax.vmap(lambda seed: network.init(jax.random.key(seed)))
+        many = jax.jit(initialise)(jnp.array(seeds, jnp.uint32))
+        # As the training stage and the curvature stage write a seed.
+        alone = [network.init(jax.random.key(seed)) for seed in seeds]
+    for i, parameters in enumerate(alone):
+        for one, batched in zip(jax.tree.leaves(parameters), jax.tree.leaves(many), strict=True):
             np.testing.assert_array_equal(one, batched[i])
 
 

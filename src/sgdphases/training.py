@@ -246,7 +246,7 @@ def advance(
     def step_all(current: RunState, batch: tuple[jax.Array, jax.Array]) -> RunState:
         result: RunState
         if rules.lowering == "map":
-            result = jax.lax.map(lambda run: step_running(*run, batch), (current, hyper))
+            result = jax.lax.map(lambda run: step_running(run[0], run[1], batch), (current, hyper))
         else:
             batched = jax.vmap(partial(step_run, network, rules), in_axes=(0, 0, None, None))
             result = batched(current, hyper, *batch)

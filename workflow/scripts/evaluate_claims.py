@@ -13,9 +13,7 @@ from sgdphases.tables import load_experiment
 
 def main() -> None:
     folders = [Path(path).parent for path in snakemake.input if Path(path).name == "spec.yaml"]
-    tables = {
-        f"{folder.parent.name}/{folder.name}": load_experiment(folder) for folder in folders
-    }
+    tables = {f"{folder.parent.name}/{folder.name}": load_experiment(folder) for folder in folders}
     claims = evaluate_claims(tables)
     write_parquet(claims, Path(snakemake.output.table))
     write_scorecard(claims, Path(snakemake.output.markdown), Path(snakemake.output.page))
