@@ -5,6 +5,8 @@ process on the same device: `python benchmarks/lowering.py [--threads N]`.
 """
 
 import argparse
+import functools
+import itertools
 import json
 import math
 import os
@@ -48,7 +50,7 @@ def main() -> None:
         sizes = [inputs_dim, *[width] * (depth - 1), 10]
         # Forward, and backward for weights and activations (not for the inputs): what the
         # mathematics needs.
-        products = [i * o for i, o in zip(sizes[:-1], sizes[1:], strict=True)]
+        products = [i * o for i, o in itertools.pairwise(sizes)]
         flop = 2 * batch * (3 * sum(products) - products[0]) * runs
         generator = np.random.default_rng(0)
         inputs = jnp.asarray(generator.normal(size=(batch, inputs_dim)), jnp.float32)
@@ -65,17 +67,14 @@ def main() -> None:
             rules = Rules("mean_squared_error", False, 1e6, None, lowering)
             states = start_runs(network, rules, hyper, jnp.arange(runs, dtype=jnp.uint32))
 
-            def run(states, rules=rules, network=network, steps=steps, data=(inputs, targets)):
-                count = jnp.asarray(steps, jnp.int32)
-                return jax.block_until_ready(
-                    advance(network, rules, states, hyper, *data, None, count)
-                )
-
-            states = run(states)
+            count = jnp.asarray(steps, jnp.int32)
+            run = functools.partial(advance, network, rules)
+            rest = (hyper, inputs, targets, None, count)
+            states = jax.block_until_ready(run(states, *rest))
             timings = []
             for _ in range(arguments.repeats):
                 began = time.perf_counter()
-                states = run(states)
+                states = jax.block_until_ready(run(states, *rest))
                 timings.append(time.perf_counter() - began)
             seconds[lowering] = min(timings) / steps
         rows.append(

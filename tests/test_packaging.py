@@ -56,7 +56,7 @@ def test_environment_has_the_same_packages_and_versions():
     assert {(parse(r)[0], marker(r)) for r in environment_packages()} == {
         (parse(r)[0], marker(r)) for r in wanted
     }
-    assert {name: version for name, version in map(parse, environment_packages())} == {
+    assert dict(map(parse, environment_packages())) == {
         parse(r)[0]: constraints()[parse(r)[0]] for r in wanted
     }
 
