@@ -99,6 +99,7 @@ def write_scorecard(claims: pd.DataFrame, markdown: Path, page: Path) -> None:
         columns=[REPRODUCED, NOT_REPRODUCED, NOT_RUN], fill_value=0
     )
     counts.loc["all"] = counts.sum()
+    counts = counts.rename_axis(columns=None)
     write_text(_markdown(counts.reset_index(), measured, pending), markdown)
     write_text(_html(counts.reset_index(), measured, pending), page)
 
@@ -157,6 +158,7 @@ body { font: 14px/1.45 system-ui, sans-serif; margin: 2em; color: #222; }
 table { border-collapse: collapse; margin: 1em 0; }
 th, td { padding: 4px 8px; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
 th { background: #f4f4f4; position: sticky; top: 0; }
+td:nth-child(1), td:nth-child(5), td:nth-child(7) { white-space: nowrap; }
 .reproduced { background: #d8efdc; } .not-reproduced { background: #f7d9d5; }
 """
 
