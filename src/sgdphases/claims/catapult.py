@@ -201,7 +201,7 @@ MEASURES: dict[str, ClaimMeasure] = {
     "CAT-14": _claim("fc_mnist", _within(12, 0.25), maximal_rate),
     "CAT-15": _claim("fc_mnist", (None, 9), transient_length),
     "CAT-16": _claim("fc_mnist", (1, 1), curvature_limits),
-    # "Between 2/λ₀ and 12/λ₀, near the latter": nearer to 12 than to 2.
+    # "Between 2/λ₀ and 12/λ₀, near the latter": at least as near to 12 as to 2.
     "CAT-19": _claim("fc1_mnist512", (7, 12), best_rate),
     "CAT-33": _claim("scalar_relu", _within(2.54, 0.15), critical_rate),
     "CAT-34": _claim("scalar_relu", (1, 1), dead_outputs),

@@ -91,6 +91,7 @@ def _by_rate(
     column: str,
     constants: Sequence[float],
     only_trained: bool = True,
+    logarithmic: bool = False,
 ) -> pd.DataFrame:
     """A final quantity against the learning rate, one line per seed.
 
@@ -106,7 +107,9 @@ def _by_rate(
         line = shown[shown["seed"] == seed]
         axis.plot(line[RATE], line[column], color=color, marker="o", label=f"{seed}")
     axis.set_xlabel(RATE_LABEL)
-    axis.set_xlim(0, 1.02 * plotted[RATE].max())
+    axis.set_xscale("log" if logarithmic else "linear")
+    left = 0.8 * plotted[RATE].min() if logarithmic else 0
+    axis.set_xlim(left, (1.1 if logarithmic else 1.02) * plotted[RATE].max())
     draw_phase_lines(axis, critical=1.0, constants=constants)
     edge = training_edge(plotted)
     if only_trained and edge is not None:
@@ -213,13 +216,9 @@ def plot_momentum_activations(tables: ExperimentTables) -> tuple[Figure, pd.Data
 def plot_momentum_curvature(tables: ExperimentTables) -> tuple[Figure, pd.DataFrame]:
     """Figure S8b: final curvature against the learning rate with momentum."""
     figure, (axis,) = panels(1, height=3.0)
-    plotted = _by_rate(axis, tables, "final_ntk_top_eigenvalue", ())
+    plotted = _by_rate(axis, tables, "final_ntk_top_eigenvalue", (), logarithmic=True)
     momentum = float(tables.runs["momentum"].max())
-    axis.set(ylabel="λ at the end", xscale="log", yscale="log")
-    axis.set_xlim(0.8 * plotted[RATE].min(), 1.1 * plotted[RATE].max())
-    edge = training_edge(plotted)
-    if edge is not None:
-        shade_divergent(axis, edge, label="does not train")
+    axis.set(ylabel="λ at the end", yscale="log")
     lines = {"(1−m)·2/λ₀": 1 - momentum, "2/λ₀": 1.0, "(1+m)·2/λ₀": 1 + momentum}
     for name, position in lines.items():
         axis.axvline(position, color=LINE_COLOR, linewidth=0.9, linestyle=(0, (4, 2)), zorder=1.5)
