@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from sgdphases.figures import catapult, style
+from sgdphases.selection import trainable_edge
 from sgdphases.tables import ExperimentTables
 
 RATES = [0.1, 0.5, 1.0, 2.0, 5.0, 7.0]
@@ -77,8 +78,8 @@ def test_steps_without_a_measurement_are_left_out(tables):
 
 
 def test_shade_starts_between_the_last_rate_that_trains_and_the_next(tables):
-    figure, plotted = catapult.plot_final_curvature(tables)
-    assert catapult.training_edge(plotted) == pytest.approx(np.sqrt(2.0 * 5.0))
+    figure, _ = catapult.plot_final_curvature(tables)
+    assert trainable_edge(tables.runs) == (2.0, 5.0)
     (shade,) = shades(figure.axes[0])
     assert shade.get_x() == pytest.approx(np.sqrt(2.0 * 5.0))
 

@@ -19,6 +19,33 @@ from sgdphases.claims.evaluate import (
 )
 from sgdphases.tables import ExperimentTables
 
+# The ranges that follow from the tolerances of the claims' table.
+RANGES = {
+    "CAT-01": (None, 1e-10),
+    "CAT-02": (0.98, 1.02),
+    "CAT-03": (1.99, 2.01),
+    "CAT-04": (0.99, 1.01),
+    "CAT-05": (1, 1),
+    "CAT-06": (1, 1),
+    "CAT-07": (None, 1),
+    "CAT-08": (-1.05, -0.95),
+    "CAT-09": (-1.12, -0.88),
+    "CAT-10": (1, 1),
+    "CAT-11": (None, 1e-10),
+    "CAT-12": (0.9, 1.1),
+    "CAT-13": (5.625, 6.875),
+    "CAT-14": (9, 15),
+    "CAT-15": (None, 9),
+    "CAT-16": (1, 1),
+    "CAT-19": (7, 12),
+    "CAT-33": (2.159, 2.921),
+    "CAT-34": (1, 1),
+    "CAT-35": (0.095, 0.105),
+    "CAT-36": (0.99, 1.01),
+    "CAT-37": (None, 0.05),
+    "CAT-38": (0.048, 0.072),
+    "CAT-39": (3, 5),
+}
 RATES = [0.5, 0.9, 1.5, 3.0, 5.0, 6.0, 6.5, 7.0]
 EDGE = 6.0
 
@@ -80,6 +107,16 @@ def test_table_holds_the_claims_of_four_papers():
 
 def test_every_measure_belongs_to_a_claim():
     assert set(MEASURES) <= set(load_claims()["id"])
+
+
+def test_ranges_are_those_of_the_tolerances():
+    assert set(RANGES) == set(MEASURES)
+    for claim, (low, high) in RANGES.items():
+        measure = MEASURES[claim]
+        assert (low is None) == (measure.low is None), claim
+        assert (high is None) == (measure.high is None), claim
+        assert measure.low is None or measure.low == pytest.approx(low), claim
+        assert measure.high is None or measure.high == pytest.approx(high), claim
 
 
 @pytest.mark.parametrize(
@@ -182,11 +219,92 @@ def test_effective_critical_rate_is_where_the_curvature_crosses_the_middle():
             "status": "finished",
             "initial_train_loss": 1.0,
             "final_train_loss": 0.1,
-            "final_ntk_top_eigenvalue": [1.0, 1.0, 0.1, 0.01, 0.01],
+            "initial_ntk_top_eigenvalue": 1.0,
+            "final_ntk_top_eigenvalue": [0.9, 0.8, 0.1, 0.01, 0.01],
         }
     )
     tables = replace(make_tables(), runs=runs)
     assert catapult.effective_critical_rate(tables).value == pytest.approx(0.1)
+
+
+def test_run_above_the_critical_rate_that_keeps_its_curvature_counts_against_the_claim():
+    tables = make_tables()
+    runs = tables.runs.copy()
+    stays = runs["relative_learning_rate"] == 3.0
+    runs.loc[stays, "final_ntk_top_eigenvalue"] = runs.loc[stays, "initial_ntk_top_eigenvalue"]
+    runs.loc[stays, "phase"] = "lazy"
+    assert score(replace(tables, runs=runs), "CAT-16")["verdict"] == NOT_REPRODUCED
+
+
+def test_rate_at_which_one_seed_diverges_is_no_candidate_for_the_best():
+    tables = make_tables()
+    runs = tables.runs.copy()
+    runs.loc[runs["run_id"] == "0-7.0", ["status", "final_test_accuracy"]] = ["finished", 0.99]
+    row = score(replace(tables, runs=runs), "CAT-19", "catapult/fc1_mnist512")
+    assert row["measured"] == 12
+
+
+def make_scalar_runs():
+    rates = np.array([1.0, 5.0, 7.0, 10.0])
+    runs = pd.DataFrame(
+        {
+            "relative_learning_rate": rates,
+            "status": "finished",
+            "final_ntk_top_eigenvalue": np.where(rates > 4, 0.0, 0.4),
+        }
+    )
+    return replace(make_tables(dataset="single_point"), runs=runs)
+
+
+def test_dead_outputs_beyond_the_largest_rate():
+    tables = make_scalar_runs()
+    assert score(tables, "CAT-34", "catapult/scalar_relu")["verdict"] == REPRODUCED
+
+
+@pytest.mark.parametrize("change", [{"status": "diverged"}, {"final_ntk_top_eigenvalue": 0.1}])
+def test_run_that_diverges_or_lives_on_is_not_dead(change):
+    tables = make_scalar_runs()
+    tables.runs.loc[3, list(change)] = list(change.values())
+    row = score(tables, "CAT-34", "catapult/scalar_relu")
+    assert (row["measured"], row["verdict"]) == (0.5, NOT_REPRODUCED)
+
+
+def make_momentum_tables(**final):
+    names = ["tanh", "identity", "relu"]
+    runs = pd.DataFrame({"run_id": names, "activation": names, "momentum": 0.9})
+    history = pd.DataFrame(
+        [
+            {"run_id": name, "step": step, "ntk_top_eigenvalue": 2.0 * value}
+            for name in names
+            for step, value in enumerate((1.0, final[name]))
+        ]
+    )
+    return replace(make_tables(), runs=runs, history=history)
+
+
+@pytest.mark.parametrize(
+    ("final", "verdict"),
+    [
+        ({"tanh": 0.98, "identity": 1.03, "relu": 0.5}, REPRODUCED),
+        ({"tanh": 0.90, "identity": 1.0, "relu": 0.5}, NOT_REPRODUCED),
+        ({"tanh": 1.0, "identity": 1.1, "relu": 0.5}, NOT_REPRODUCED),
+        # Nothing sets ReLU apart.
+        ({"tanh": 1.0, "identity": 1.0, "relu": 0.99}, NOT_REPRODUCED),
+    ],
+)
+def test_constancy_with_momentum(final, verdict):
+    row = score(make_momentum_tables(**final), "CAT-37", "catapult/fc2_activations_momentum")
+    assert row["verdict"] == verdict
+
+
+@pytest.mark.parametrize(("critical", "verdict"), [(0.06, REPRODUCED), (0.08, NOT_REPRODUCED)])
+def test_critical_rate_of_tanh(critical, verdict):
+    row = score(make_tables(critical=critical), "CAT-38", "catapult/fc2_tanh")
+    assert row["verdict"] == verdict
+
+
+def test_largest_rate_of_tanh_is_not_that_of_relu():
+    assert score(make_tables(), "CAT-39", "catapult/fc2_tanh")["verdict"] == NOT_REPRODUCED
 
 
 def test_experiment_that_was_not_selected_is_not_run():

@@ -395,3 +395,19 @@ def test_parsing_the_workflow_imports_nothing_heavy():
     for heavy in ("jax", "tensorflow", "matplotlib", "sklearn", "scipy"):
         assert f"\nimport {heavy}" not in text
         assert f"\nfrom {heavy}" not in text
+
+
+def test_scale_adds_num_train_to_a_dataset_given_by_name(tmp_path):
+    text = EXPERIMENTS["catapult/fc_mnist"].read_text(encoding="utf-8")
+    text = text.replace("dataset: {published: mnist, embedded: digits}", "dataset: mine")
+    path = tmp_path / "catapult" / "mine.yaml"
+    path.parent.mkdir()
+    path.write_text(text, encoding="utf-8")
+    spec = load_experiment(path, "smoke", "embedded", {"mine": path})
+    assert spec["dataset"] == {"name": "mine", "num_train": 256}
+
+
+@pytest.mark.parametrize("folder", [".", "res{x}", __file__])
+def test_results_dir_that_cannot_be_one(folder):
+    with pytest.raises(InputError, match="results_dir"):
+        read_config({"scale": "quick", "results_dir": folder})

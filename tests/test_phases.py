@@ -51,3 +51,13 @@ def test_runs_are_classified_one_by_one():
     assert phases.tolist() == ["lazy", "divergent", "catapult", None]
     assert phases.dtype == object
     assert classify_phase([], [], [], [], [], []).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("peak", "final_eigenvalue", "phase"),
+    [(1.06, 0.97, "catapult"), (1.04, 0.97, "lazy"), (1.06, 0.99, "lazy"), (1.04, 0.99, "lazy")],
+)
+def test_thresholds_are_those_of_the_documentation(peak, final_eigenvalue, phase):
+    assert list(classify_phase(["finished"], [1.0], [peak], [0.5], [1.0], [final_eigenvalue])) == [
+        phase
+    ]

@@ -152,15 +152,18 @@ def test_runs_are_sorted_by_rate_seed_and_name():
 
 def test_a_note_brings_back_items_in_their_order(tmp_path):
     items = {"b": {"learning_rate": 0.1, "bias_scale": None}, "a": {"learning_rate": 1.0}}
-    write_note(tmp_path / "abc", items, VERSION)
+    name = shard_name(items, VERSION)
+    write_note(tmp_path / name, items, VERSION)
     (shard,) = read_notes(tmp_path, VERSION)
-    assert shard.name == "abc"
+    assert shard.name == name
     assert list(shard.items.items()) == list(items.items())
     assert read_notes(tmp_path, "v2") == []
 
 
 def test_a_damaged_note_counts_as_absent(tmp_path):
-    write_note(tmp_path / "good", {"a": {}}, VERSION)
+    good = shard_name(["a"], VERSION)
+    write_note(tmp_path / good, {"a": {}}, VERSION)
+    write_note(tmp_path / f"{good} (copy)", {"a": {}}, VERSION)
     texts = {
         "empty": "",
         "cut": '{"version": "v1", "ite',
@@ -175,5 +178,5 @@ def test_a_damaged_note_counts_as_absent(tmp_path):
         (tmp_path / name / NOTE_NAME).write_text(text)
     (tmp_path / "binary").mkdir()
     (tmp_path / "binary" / NOTE_NAME).write_bytes(b"\xff\xfe\x00")
-    assert [shard.name for shard in read_notes(tmp_path, VERSION)] == ["good"]
+    assert [shard.name for shard in read_notes(tmp_path, VERSION)] == [good]
     assert read_notes(tmp_path / "absent", VERSION) == []

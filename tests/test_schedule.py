@@ -82,3 +82,10 @@ def test_whole_numbers_of_steps_are_not_rounded_up(num_steps, denominator):
 def test_uncountable_steps_are_refused(learning_rate):
     with pytest.raises(InputError, match=r"physical_time.*allowed: at most 2147483647"):
         planned_steps({"physical_time": 250.0}, learning_rate)
+
+
+def test_min_steps_outlasts_a_short_physical_time():
+    stopping = {"physical_time": 3.0, "min_steps": 30}
+    assert planned_steps(stopping, 0.5) == 30
+    assert planned_steps(stopping, 0.01) == 300
+    assert planned_steps({**stopping, "num_steps": 10}, 0.5) == 10

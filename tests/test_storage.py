@@ -6,7 +6,8 @@ import sys
 import pandas as pd
 import pytest
 
-from sgdphases.storage import replacing, write_parquet, write_text
+from sgdphases.errors import InputError
+from sgdphases.storage import read_parquet, replacing, write_parquet, write_text
 
 
 def names(folder):
@@ -78,3 +79,14 @@ def test_tables_keep_their_types(tmp_path):
     write_parquet(table, tmp_path / "runs.parquet")
     back = pd.read_parquet(tmp_path / "runs.parquet")
     pd.testing.assert_frame_equal(back, table.reset_index(drop=True))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PAR1 cut"])
+def test_table_that_cannot_be_read_is_named(tmp_path, content):
+    path = tmp_path / "runs.parquet"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"runs\.parquet: no readable table") as caught:
+        read_parquet(path)
+    assert "delete it" in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -8,10 +8,11 @@ import pandas as pd
 
 from sgdphases.config import expand_networks, expand_runs
 from sgdphases.errors import InputError
+from sgdphases.storage import read_parquet
 
 # Column types that do not depend on which runs a shard happens to hold: a column that is null
 # throughout would otherwise lose its type.
-_TEXT_COLUMNS = ("phase",)
+_COLUMN_TYPES = {"phase": "string", "bias_scale": "float64"}
 
 
 def aggregate(
@@ -32,7 +33,7 @@ def aggregate(
     Raises:
         InputError: A wanted item is in no shard.
     """
-    parts = [pd.read_parquet(folder / f"{table}.parquet") for folder in shards]
+    parts = [read_parquet(folder / f"{table}.parquet") for folder in shards]
     merged = pd.concat(parts, ignore_index=True)
     # Two finished shards may hold the same item after an edit and its undoing.
     first_part = pd.concat(
@@ -49,9 +50,9 @@ def aggregate(
         )
     order = {name: i for i, name in enumerate(wanted)}
     merged = merged.sort_values(key, key=lambda names: names.map(order), kind="stable")
-    for column in _TEXT_COLUMNS:
+    for column, kind in _COLUMN_TYPES.items():
         if column in merged:
-            merged[column] = merged[column].astype("string")
+            merged[column] = merged[column].astype(kind)
     ordered: pd.DataFrame = merged.reset_index(drop=True)
     return ordered
 

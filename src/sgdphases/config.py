@@ -99,13 +99,19 @@ def read_config(raw: Mapping[str, Any]) -> Config:
     check(document, schema, CONFIG_SOURCE)
     document = fill_defaults(document, schema)
     data = document["data"] or ("published" if document["scale"] == "paper" else "embedded")
-    if document["manual_dir"] is not None and not Path(document["manual_dir"]).is_dir():
+    manual_dir = document["manual_dir"]
+    if manual_dir is not None and not Path(manual_dir).expanduser().is_dir():
         raise InputError(
             f"{CONFIG_SOURCE}: manual_dir: {document['manual_dir']!r} is no folder; allowed: a "
             "folder with already downloaded official files"
         )
     # Snakemake takes "results//logs" and "results/logs" for two places.
     results_dir = Path(document["results_dir"]).as_posix()
+    if results_dir == "." or Path(results_dir).is_file() or set(results_dir) & set("{}"):
+        raise InputError(
+            f"{CONFIG_SOURCE}: results_dir: {document['results_dir']!r} is not allowed; allowed: a "
+            "folder below or outside this one, without braces in its name"
+        )
     return Config(**{**document, "data": data, "results_dir": results_dir})
 
 
@@ -188,6 +194,9 @@ def load_experiment(
     raw = read_yaml(path)
     check(raw, schema, source)
     override = raw.get("scales", {}).get(scale, {})
+    if isinstance(raw.get("dataset"), str) and isinstance(override.get("dataset"), dict):
+        # So that a scale can add num_train to a dataset given by its name.
+        raw["dataset"] = {"name": raw["dataset"]}
     document = merge({k: v for k, v in raw.items() if k != "scales"}, override)
     source = f"{source} (scale {scale})" if override else source
     check(document, schema, source)

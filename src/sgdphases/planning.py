@@ -91,7 +91,9 @@ def read_notes(folder: Path, version: str) -> list[Shard]:
             note = json.loads(path.read_text(encoding="utf-8"))
             if note["version"] == version:
                 items = {name: dict(record) for name, record in note["items"].items()}
-                shards.append(Shard(path.parent.name, items))
+                # A folder under another name is a copy, and no shard.
+                if path.parent.name == shard_name(items, version):
+                    shards.append(Shard(path.parent.name, items))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
     return shards

@@ -45,7 +45,8 @@ def planned_steps(stopping: Mapping[str, Any], learning_rate: float) -> int:
     """Steps a run takes unless it diverges or reaches another criterion first.
 
     Args:
-        stopping: Mapping with `num_steps`, `physical_time` (steps times learning rate) or both.
+        stopping: Mapping with `num_steps`, `physical_time` (steps times learning rate) or both, and
+            possibly `min_steps`, which a run takes however soon its physical time is over.
         learning_rate: Absolute learning rate.
 
     Returns:
@@ -59,7 +60,9 @@ def planned_steps(stopping: Mapping[str, Any], learning_rate: float) -> int:
         budgets.append(stopping["num_steps"])
     if "physical_time" in stopping:
         # The small margin keeps 250/0.5 at 500 steps where the division rounds upwards.
-        budgets.append(stopping["physical_time"] / learning_rate * (1 - 1e-9))
+        steps = stopping["physical_time"] / learning_rate * (1 - 1e-9)
+        # In this order: max() of a number and NaN is its first argument.
+        budgets.append(max(steps, stopping.get("min_steps", 1)))
     steps = min(budgets)
     if not steps <= MOST_STEPS:
         raise InputError(

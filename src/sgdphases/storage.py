@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sgdphases.errors import InputError
+
 # Every job of the workflow parses it again, and the plan needs no table.
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +25,23 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_parquet(path: Path) -> pd.DataFrame:
+    """Read a table that the workflow wrote.
+
+    Raises:
+        InputError: The file is missing or damaged.
+    """
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        problem = str(error).splitlines()[0]
+        raise InputError(
+            f"{path}: no readable table ({problem}); delete it and run again"
+        ) from None
 
 
 def write_parquet(table: pd.DataFrame, path: Path) -> None:

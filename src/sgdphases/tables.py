@@ -7,6 +7,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from sgdphases.storage import read_parquet
+
 
 @dataclass(frozen=True)
 class ExperimentTables:
@@ -33,7 +35,7 @@ def load_experiment(directory: Path) -> ExperimentTables:
     has_curvature = spec.get("curvature") is not None
     return ExperimentTables(
         spec=spec,
-        runs=pd.read_parquet(directory / "runs.parquet"),
-        history=pd.read_parquet(directory / "history.parquet"),
-        curvature=pd.read_parquet(curvature_path) if has_curvature else None,
+        runs=read_parquet(directory / "runs.parquet"),
+        history=read_parquet(directory / "history.parquet"),
+        curvature=read_parquet(curvature_path) if has_curvature else None,
     )

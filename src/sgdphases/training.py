@@ -629,11 +629,14 @@ class _Trainer:
         for name, rows in (("initial", first), ("final", last)):
             eigenvalue = rows.loc[ids, "ntk_top_eigenvalue"].to_numpy() if measured else np.nan
             table[f"{name}_ntk_top_eigenvalue"] = eigenvalue
+        # Losses of small batches scatter; only where the batch is all the data do they compare
+        # with the loss that the run started from.
+        peak = table["peak_train_loss"] if self.full_batch else measured_peak
         table["phase"] = pd.array(
             classify_phase(
                 table["status"],
                 table["initial_train_loss"],
-                table["peak_train_loss"],
+                peak,
                 table["final_train_loss"],
                 table["initial_ntk_top_eigenvalue"],
                 table["final_ntk_top_eigenvalue"],

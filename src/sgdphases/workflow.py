@@ -110,14 +110,12 @@ class Plan:
         config: The validated configuration.
         experiments: The chosen experiments by `<paper>/<experiment>`.
         datasets: Definitions of the known datasets by name.
-        dataset_files: Files of the user's own that a dataset is made from, by name.
         figures: Experiment that feeds a figure, by `<paper>/<figure>`.
     """
 
     config: Config
     experiments: dict[str, ExperimentPlan]
     datasets: dict[str, Path]
-    dataset_files: dict[str, list[str]]
     figures: dict[str, str]
 
 
@@ -160,8 +158,23 @@ def make_plan(raw_config: Mapping[str, Any]) -> Plan:
             raise InputError(
                 f"{datasets[name]}: not the name of a dataset; allowed: letters, digits, _ and -"
             )
-    files = {name: _own_files(name, datasets[name]) for name in used}
-    return Plan(config, experiments, datasets, files, figures)
+        for file in dataset_files(known_definition(name)):
+            if not Path(file).is_file():
+                raise InputError(
+                    f"{datasets[name]}: path: {file!r}: no such file; allowed: an existing .npz "
+                    f"file, relative to {Path.cwd()}"
+                )
+    return Plan(config, experiments, datasets, figures)
+
+
+def known_definition(name: str) -> dict[str, Any]:
+    """The definition of the dataset `name`, validated."""
+    return load_definition(DATASETS_FOLDER / f"{name}.yaml")
+
+
+def dataset_files(definition: Mapping[str, Any]) -> list[str]:
+    """The user's own files that a dataset is made from."""
+    return [str(Path(definition["path"]).expanduser())] if "path" in definition else []
 
 
 def drawable_figures() -> list[str]:
@@ -169,17 +182,3 @@ def drawable_figures() -> list[str]:
     prefix = "sgdphases.figures."
     modules = sorted(m for m in stage_modules("figures.draw") if m.startswith(prefix))
     return [figure for module in modules for figure in dictionary_keys(module, "PLOTS")]
-
-
-def _own_files(name: str, definition_path: Path) -> list[str]:
-    """The files named by a dataset's definition, which must exist."""
-    definition = load_definition(definition_path)
-    if "path" not in definition:
-        return []
-    path = Path(definition["path"]).expanduser()
-    if not path.is_file():
-        raise InputError(
-            f"{definition_path}: path: {definition['path']!r}: no such file; allowed: an existing "
-            f".npz file, relative to {Path.cwd()}"
-        )
-    return [str(path)]

@@ -2,7 +2,7 @@
 from sgdphases.config import published_spec, run_settings
 from sgdphases.fingerprint import stage_fingerprint
 from sgdphases.scripting import ending_on_bad_input
-from sgdphases.workflow import make_plan
+from sgdphases.workflow import dataset_files, known_definition, make_plan
 
 with ending_on_bad_input():
     PLAN = make_plan(config)
@@ -33,7 +33,12 @@ def plan_of(wildcards):
     return PLAN.experiments[f"{wildcards.paper}/{wildcards.experiment}"]
 
 
-def dataset_files(wildcards):
+def dataset_definition(wildcards):
+    with ending_on_bad_input():
+        return known_definition(wildcards.dataset)
+
+
+def dataset_manifest(wildcards):
     """The manifest stands for the dataset: it is written last."""
     name = plan_of(wildcards).spec["dataset"]["name"]
     return f"{RESULTS}/datasets/{name}/manifest.json"

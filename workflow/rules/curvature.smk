@@ -3,7 +3,7 @@
 
 rule curvature_shard:
     input:
-        dataset=dataset_files,
+        dataset=dataset_manifest,
     output:
         f"{EXPERIMENT}/curvature_shards/{{shard}}/curvature.parquet",
     log:

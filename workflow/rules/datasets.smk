@@ -3,8 +3,7 @@
 
 rule dataset:
     input:
-        definition="config/datasets/{dataset}.yaml",
-        files=lambda wildcards: PLAN.dataset_files[wildcards.dataset],
+        lambda wildcards: dataset_files(dataset_definition(wildcards)),
     output:
         train_inputs=f"{RESULTS}/datasets/{{dataset}}/train_inputs.npy",
         train_targets=f"{RESULTS}/datasets/{{dataset}}/train_targets.npy",
@@ -16,6 +15,8 @@ rule dataset:
     conda:
         "../../environment.yml"
     params:
+        # As a parameter: a comment in the definition's file changes nothing.
+        definition=dataset_definition,
         fingerprint=stage_fingerprint("datasets.preparation"),
     script:
         "../scripts/prepare_dataset.py"

@@ -3,7 +3,7 @@
 
 rule training_shard:
     input:
-        dataset=dataset_files,
+        dataset=dataset_manifest,
         curvature=lambda wildcards: [
             f"{plan_of(wildcards).folder}/curvature_shards/{shard}/curvature.parquet"
             for shard in plan_of(wildcards).curvature_shards_of(wildcards.shard)

@@ -11,13 +11,14 @@ from sgdphases.scripting import run_script, use_threads
 def main() -> None:
     use_threads(snakemake.threads)
     from sgdphases.curvature import measure_networks
-    from sgdphases.datasets import load
+    from sgdphases.datasets import load, verify
     from sgdphases.planning import write_note
     from sgdphases.storage import write_parquet
 
     settings, networks = snakemake.params.settings, snakemake.params.networks
     folder = Path(snakemake.input.dataset).parent
     precision = max(network["precision"] for network in networks.values())
+    verify(folder)
     dataset = load(folder, settings["dataset"]["num_train"], precision)
     output = Path(snakemake.output[0])
     write_parquet(measure_networks(settings, list(networks.values()), dataset), output)

@@ -1,12 +1,12 @@
 """Prepare one dataset: the arrays and manifest.json.
 
-Input: the dataset's definition, and the files it names. Where official files were found does not
+Inputs: the files that the definition names. Where official files were found does not
 change what they hold, so `manual_dir` comes from the configuration and is no parameter of the rule.
 """
 
 from pathlib import Path
 
-from sgdphases.datasets import load_definition, prepare
+from sgdphases.datasets import prepare
 from sgdphases.scripting import run_script
 
 
@@ -14,9 +14,9 @@ def main() -> None:
     manual_dir = snakemake.config.get("manual_dir")
     prepare(
         snakemake.wildcards.dataset,
-        load_definition(Path(snakemake.input.definition)),
+        dict(snakemake.params.definition),
         Path(snakemake.output.manifest).parent,
-        Path(manual_dir) if manual_dir else None,
+        Path(manual_dir).expanduser() if manual_dir else None,
     )
 
 

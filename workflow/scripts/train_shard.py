@@ -14,16 +14,17 @@ def main() -> None:
     import pandas as pd
 
     from sgdphases.curvature import critical_learning_rates
-    from sgdphases.datasets import load
+    from sgdphases.datasets import load, verify
     from sgdphases.planning import write_note
-    from sgdphases.storage import write_parquet
+    from sgdphases.storage import read_parquet, write_parquet
     from sgdphases.training import train_shard
 
     settings, runs = snakemake.params.settings, snakemake.params.runs
     precision = next(iter(runs.values()))["precision"]
     folder = Path(snakemake.input.dataset).parent
+    verify(folder)
     dataset = load(folder, settings["dataset"]["num_train"], precision)
-    curvature = [pd.read_parquet(path) for path in snakemake.input.curvature]
+    curvature = [read_parquet(Path(path)) for path in snakemake.input.curvature]
     critical = critical_learning_rates(pd.concat(curvature)) if curvature else {}
     shard = train_shard(
         settings, list(runs.values()), snakemake.params.network_ids, dataset, critical

@@ -11,36 +11,13 @@ import numpy as np
 import pandas as pd
 
 from sgdphases.claims.types import ClaimMeasure, Measurement
+from sgdphases.selection import RATE, trainable_edge, trained
 from sgdphases.tables import ExperimentTables
 
-RATE = "relative_learning_rate"
 _SLACK = 0.05
 # Rates this close to the critical one belong to neither phase at finite width.
 _LAZY_LIMIT = 0.9
-
-
-def trained(runs: pd.DataFrame) -> "pd.Series[bool]":
-    """Whether each run stayed finite and ended below its initial loss."""
-    return (runs["status"] != "diverged") & (runs["final_train_loss"] < runs["initial_train_loss"])
-
-
-def trainable_edge(runs: pd.DataFrame) -> tuple[float, float]:
-    """The learning rates between which training ceases, in units of 2/λ₀.
-
-    Args:
-        runs: Runs of one seed.
-
-    Returns:
-        The largest rate that trained, and the next larger rate of the grid.
-
-    Raises:
-        ValueError: No rate trained, or the largest rate of the grid did.
-    """
-    largest = runs.loc[trained(runs), RATE].max()
-    above = runs.loc[runs[RATE] > largest, RATE]
-    if np.isnan(largest) or above.empty:
-        raise ValueError("the grid holds no rate below, or none above, the edge of training")
-    return float(largest), float(above.min())
+_CATAPULT_LIMIT = 1.1
 
 
 def _mean_over_seeds(values: "pd.Series[float]", detail: str) -> Measurement:
@@ -65,7 +42,9 @@ def critical_rate(tables: ExperimentTables) -> Measurement:
 
 def maximal_rate(tables: ExperimentTables) -> Measurement:
     """Largest η·λ₀ that trains; the interval reaches to the first rate that does not."""
-    edges = [trainable_edge(runs) for _, runs in tables.runs.groupby("seed")]
+    edges = [edge for _, runs in tables.runs.groupby("seed") if (edge := trainable_edge(runs))]
+    if len(edges) < tables.runs["seed"].nunique():
+        raise ValueError("the grid holds no rate below, or none above, the edge of training")
     largest = 2 * np.array([edge[0] for edge in edges])
     return Measurement(
         float(largest.mean()),
@@ -76,18 +55,19 @@ def maximal_rate(tables: ExperimentTables) -> Measurement:
 
 
 def transient_length(tables: ExperimentTables) -> Measurement:
-    """Steps until the loss of a catapult run is back below its start for good, the longest run."""
-    runs = tables.runs[tables.runs["phase"] == "catapult"]
+    """Steps until the loss is back below its start for good, the longest of all runs above 2/λ₀."""
+    # Chosen by rate: choosing by what a run did would leave out those that contradict the claim.
+    runs = tables.runs[trained(tables.runs) & (tables.runs[RATE] > _CATAPULT_LIMIT)]
     if runs.empty:
-        raise ValueError("no run in the catapult phase")
+        raise ValueError("no run above 2/λ₀ trained")
     history = tables.history.merge(runs[["run_id", "initial_train_loss"]], on="run_id")
     above = history[history["train_loss"] > history["initial_train_loss"]]
     # The next measured step is the first below: measurements are dense over the transient.
     last_above = above.groupby("run_id")["step"].max()
     later = history.merge(last_above.rename("last_above"), on="run_id")
     back = later[later["step"] > later["last_above"]].groupby("run_id")["step"].min()
-    if len(back) < len(last_above):
-        raise ValueError("a catapult run ends before its loss is back")
+    if back.empty or len(back) < len(last_above):
+        raise ValueError("no loss rises, or a run ends before its loss is back")
     spread = f"median {back.median():g}, longest {back.max():g} of {len(back)} runs"
     return Measurement(float(back.max()), float(back.min()), float(back.max()), spread)
 
@@ -96,7 +76,7 @@ def curvature_limits(tables: ExperimentTables) -> Measurement:
     """Share of runs that keep λ within 5 % (lazy) or end with λ below 1.05·2/η (catapult)."""
     runs = tables.runs[trained(tables.runs)].dropna(subset="final_ntk_top_eigenvalue")
     lazy = runs[runs[RATE] <= _LAZY_LIMIT]
-    catapult = runs[runs["phase"] == "catapult"]
+    catapult = runs[runs[RATE] > _CATAPULT_LIMIT]
     if lazy.empty or catapult.empty:
         raise ValueError("the grid holds no lazy or no catapult run")
     ratio = lazy["final_ntk_top_eigenvalue"] / lazy["initial_ntk_top_eigenvalue"]
@@ -120,15 +100,14 @@ def best_rate(tables: ExperimentTables) -> Measurement:
     # A rate at which a seed diverged is no candidate.
     by_rate = accuracy.groupby("rate")["final_test_accuracy"]
     mean = by_rate.mean()[by_rate.count() == seeds]
-    by_seed = accuracy.loc[accuracy.groupby("seed")["final_test_accuracy"].idxmax(), "rate"]
+    by_seed = 2 * accuracy.loc[accuracy.groupby("seed")["final_test_accuracy"].idxmax(), "rate"]
     lazy = mean[mean.index < 1].max()
-    detail = f"accuracy {mean.max():.4f} there, at best {lazy:.4f} below 2/λ₀; {seeds} seeds"
-    return Measurement(
-        2 * float(mean.index[int(mean.argmax())]),
-        2 * float(by_seed.min()),
-        2 * float(by_seed.max()),
-        detail,
+    # The best rates of single seeds are another estimator, and no interval of this one.
+    detail = (
+        f"accuracy {mean.max():.4f} there, at best {lazy:.4f} below 2/λ₀; best of single seeds at "
+        f"{', '.join(f'{rate:g}' for rate in by_seed)}"
     )
+    return Measurement(2 * float(mean.index[int(mean.argmax())]), detail=detail)
 
 
 def dead_outputs(tables: ExperimentTables) -> Measurement:
@@ -162,8 +141,8 @@ def momentum_constancy(tables: ExperimentTables) -> Measurement:
 def effective_critical_rate(tables: ExperimentTables) -> Measurement:
     """Onset of strong curvature dynamics with momentum, in units of 2/λ₀.
 
-    The rate at which λ at the end crosses the middle, in logarithm, between its values at the
-    smallest rate of the grid and at 2/λ₀. The paper names no definition; it expects 1 − momentum.
+    The rate at which λ at the end crosses the middle, in logarithm, between its initial value and
+    that at the end at 2/λ₀. The paper names no definition; it expects 1 − momentum.
     """
     onsets = []
     for _, runs in tables.runs[trained(tables.runs)].groupby("seed"):
@@ -172,8 +151,11 @@ def effective_critical_rate(tables: ExperimentTables) -> Measurement:
         if len(ordered) < 4 or ordered[RATE].max() < 1 - _SLACK:
             raise ValueError("the grid holds fewer than four trained rates up to 2/λ₀")
         rates, curvature = np.log(ordered[RATE]), np.log(ordered["final_ntk_top_eigenvalue"])
-        middle = (curvature.iloc[0] + curvature.iloc[-1]) / 2
+        start = np.log(ordered["initial_ntk_top_eigenvalue"].iloc[0])
+        middle = (start + curvature.iloc[-1]) / 2
         first_below = int((curvature < middle).to_numpy().argmax())
+        if first_below == 0:
+            raise ValueError("no rate of the grid lies below the onset")
         inside = slice(first_below - 1, first_below + 1)
         # np.interp needs rising abscissae, and the curvature falls here.
         onset = np.interp(-middle, -curvature.iloc[inside], rates.iloc[inside])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sgdphases.datasets.sources import Array, sha256_of
+from sgdphases.datasets.arrays import Array, sha256_of
 from sgdphases.errors import InputError
 
 MANIFEST_FILE = "manifest.json"

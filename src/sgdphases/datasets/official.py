@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sgdphases.datasets.sources import PIXEL_SCALE, RawData, sha256_of
+from sgdphases.datasets.arrays import sha256_of
+from sgdphases.datasets.sources import PIXEL_SCALE, RawData
 from sgdphases.errors import InputError
 
 logger = logging.getLogger(__name__)

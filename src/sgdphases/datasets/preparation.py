@@ -10,17 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from sgdphases.datasets.arrays import Array, sha256_of
 from sgdphases.datasets.definition import validate_definition
 from sgdphases.datasets.loading import ARRAY_NAMES, MANIFEST_FILE
 from sgdphases.datasets.official import read_tfds
 from sgdphases.datasets.sources import (
-    Array,
     RawData,
     read_digits,
     read_gaussian,
     read_npz,
     read_points,
-    sha256_of,
 )
 from sgdphases.errors import InputError
 

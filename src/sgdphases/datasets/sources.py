@@ -1,6 +1,5 @@
 """Where raw arrays come from, apart from tensorflow-datasets."""
 
-import hashlib
 import zipfile
 import zlib
 from dataclasses import dataclass, field
@@ -9,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from sgdphases.datasets.arrays import Array, sha256_of
 from sgdphases.errors import InputError
-
-Array = npt.NDArray[Any]
 
 # 8-bit pixels are put on [0, 1] before any mean or standard deviation is applied.
 PIXEL_SCALE = 1 / 255
@@ -220,19 +217,6 @@ def read_npz(path: Path, num_classes: int | None) -> RawData:
         licence="as the user obtained the file",
         sample_order="as in the file",
     )
-
-
-def sha256_of(path: Path) -> str:
-    """Compute the SHA-256 of a file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The digest in hexadecimal.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_npz_arrays(path: Path) -> dict[str, Array]:

@@ -12,8 +12,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
-from sgdphases.claims.catapult import RATE, trained
 from sgdphases.figures.style import (
     LINE_COLOR,
     draw_phase_lines,
@@ -23,6 +23,7 @@ from sgdphases.figures.style import (
     panels,
     shade_divergent,
 )
+from sgdphases.selection import RATE, trainable_edge, trained
 from sgdphases.tables import ExperimentTables
 
 RATE_LABEL = "learning rate η, in units of 2/λ₀"
@@ -70,6 +71,7 @@ def plot_early_loss(tables: ExperimentTables) -> tuple[Figure, pd.DataFrame]:
     _draw_curves(axis, plotted, "step", "train_loss")
     axis.set(xlabel="step t", ylabel="training loss", yscale="log")
     axis.set_xlim(0, plotted["step"].max())
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend_of_rates(axis)
     return figure, plotted
 
@@ -111,26 +113,12 @@ def _by_rate(
     left = 0.8 * plotted[RATE].min() if logarithmic else 0
     axis.set_xlim(left, (1.1 if logarithmic else 1.02) * plotted[RATE].max())
     draw_phase_lines(axis, critical=1.0, constants=constants)
-    edge = training_edge(plotted)
+    edge = trainable_edge(tables.runs)
     if only_trained and edge is not None:
-        shade_divergent(axis, edge, label="does not train")
+        shade_divergent(axis, float(np.sqrt(edge[0] * edge[1])), label="does not train")
     if len(seeds) > 1:
         axis.legend(title="seed", loc="best")
     return plotted
-
-
-def training_edge(runs: pd.DataFrame) -> float | None:
-    """Relative learning rate above which no run trained, or None where the largest one did.
-
-    Args:
-        runs: Rows with `relative_learning_rate` and `trained`.
-
-    Returns:
-        The middle, in logarithm, between the largest rate that trained and the next larger one.
-    """
-    largest = runs.loc[runs["trained"], RATE].max()
-    above = runs.loc[runs[RATE] > largest, RATE]
-    return None if above.empty else float(np.sqrt(largest * above.min()))
 
 
 def plot_final_curvature(tables: ExperimentTables) -> tuple[Figure, pd.DataFrame]:

@@ -197,7 +197,7 @@ def _runs_table(
         "peak_step": measured["peak_step"].astype("Int64"),
         "convergence_step": steps.where(stopped),
         "phase": pd.array(phases, dtype="string"),
-        "time_to_peak": pd.array([pd.NA] * len(runs), dtype="Int64"),
+        "time_to_peak": np.full(len(runs), np.nan),
     }
     for name in ("final_train_accuracy", "final_test_accuracy", "max_test_accuracy"):
         table[name] = np.full(len(runs), np.nan)
