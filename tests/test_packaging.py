@@ -71,3 +71,12 @@ def test_tensorflow_is_needed_for_datasets_alone():
 def test_accelerator_extras_follow_jax():
     extras = project()["optional-dependencies"]
     assert [parse(r)[0] for r in (*extras["cuda"], *extras["tpu"])] == ["jax", "jax"]
+
+
+def test_documents_link_to_files_that_exist():
+    for document in [ROOT / "README.md", *ROOT.glob("docs/*.md"), ROOT / "config/README.md"]:
+        text = document.read_text(encoding="utf-8")
+        assert "@@" not in text
+        links = [t for t in re.findall(r"\]\(([^)]+)\)", text) if "://" not in t]
+        missing = [link for link in links if not (document.parent / link).exists()]
+        assert missing == [], document
