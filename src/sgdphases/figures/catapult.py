@@ -18,6 +18,7 @@ from sgdphases.figures.style import (
     LINE_COLOR,
     draw_phase_lines,
     evenly_chosen,
+    mark_learning_rate,
     name_panel,
     ordered_colors,
     panels,
@@ -209,17 +210,7 @@ def plot_momentum_curvature(tables: ExperimentTables) -> tuple[Figure, pd.DataFr
     axis.set(ylabel="λ at the end", yscale="log")
     lines = {"(1−m)·2/λ₀": 1 - momentum, "2/λ₀": 1.0, "(1+m)·2/λ₀": 1 + momentum}
     for name, position in lines.items():
-        axis.axvline(position, color=LINE_COLOR, linewidth=0.9, linestyle=(0, (4, 2)), zorder=1.5)
-        axis.text(
-            position,
-            1.015,
-            name,
-            transform=axis.get_xaxis_transform(),
-            ha="center",
-            va="bottom",
-            fontsize=7,
-            color=LINE_COLOR,
-        )
+        mark_learning_rate(axis, position, name)
     return figure, plotted
 
 

@@ -130,18 +130,22 @@ def draw_phase_lines(
     """
     for constant in constants:
         position = critical * constant / CRITICAL_CONSTANT
-        axis.axvline(position, color=LINE_COLOR, linewidth=0.9, linestyle=(0, (4, 2)), zorder=1.5)
-        if label:
-            axis.text(
-                position,
-                1.015,
-                f"{constant:g}/λ₀",
-                transform=axis.get_xaxis_transform(),
-                ha="center",
-                va="bottom",
-                fontsize=7,
-                color=LINE_COLOR,
-            )
+        mark_learning_rate(axis, position, f"{constant:g}/λ₀" if label else "")
+
+
+def mark_learning_rate(axis: Axes, position: float, name: str) -> None:
+    """Draw a dashed vertical line with its name above the frame."""
+    axis.axvline(position, color=LINE_COLOR, linewidth=0.9, linestyle=(0, (4, 2)), zorder=1.5)
+    axis.text(
+        position,
+        1.015,
+        name,
+        transform=axis.get_xaxis_transform(),
+        ha="center",
+        va="bottom",
+        fontsize=7,
+        color=LINE_COLOR,
+    )
 
 
 def shade_divergent(
