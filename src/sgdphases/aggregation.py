@@ -58,7 +58,18 @@ def aggregate(
 
 
 def aggregate_curvature(spec: dict[str, Any], shards: Iterable[Path]) -> pd.DataFrame:
-    """One row per (network, seed, batch): see `measure_networks`."""
+    """Put the curvature of an experiment's networks together.
+
+    Args:
+        spec: The resolved experiment.
+        shards: Folders of the curvature shards.
+
+    Returns:
+        One row per (network, seed, batch): see `measure_networks`.
+
+    Raises:
+        InputError: A network is in no shard, or a shard's table cannot be read.
+    """
     wanted = [network["network_id"] for network in expand_networks(spec)]
     return aggregate(spec, shards, "curvature", "network_id", wanted)
 
@@ -66,7 +77,18 @@ def aggregate_curvature(spec: dict[str, Any], shards: Iterable[Path]) -> pd.Data
 def aggregate_runs(
     spec: dict[str, Any], shards: Sequence[Path]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The experiment's `runs` and `history` tables: see `train_shard`."""
+    """Put the runs of an experiment together.
+
+    Args:
+        spec: The resolved experiment.
+        shards: Folders of the training shards.
+
+    Returns:
+        The tables `runs` and `history`: see `train_shard`.
+
+    Raises:
+        InputError: A run is in no shard, or a shard's table cannot be read.
+    """
     wanted = [run["run_id"] for run in expand_runs(spec)]
     runs = aggregate(spec, shards, "runs", "run_id", wanted)
     history = aggregate(spec, shards, "history", "run_id", wanted)

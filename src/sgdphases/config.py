@@ -156,7 +156,16 @@ def find_experiments(folder: Path, patterns: str | list[str]) -> dict[str, Path]
 
 
 def merge(base: dict[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
-    """The base, overridden key by key; a list and the parts of the grid are replaced whole."""
+    """Override a document key by key.
+
+    Args:
+        base: The document.
+        override: Values that replace those of the base. Mappings are merged; a list, an axis of
+            the grid and its points are replaced whole.
+
+    Returns:
+        The merged document; neither argument is changed.
+    """
     merged = copy.deepcopy(base)
     for key, value in override.items():
         old = merged.get(key)
@@ -353,7 +362,15 @@ def network_of(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def network_id(spec: Mapping[str, Any], run: Mapping[str, Any]) -> str:
-    """Name of a run's network together with the data its curvature is measured on."""
+    """Name of a run's network together with the data its curvature is measured on.
+
+    Args:
+        spec: The resolved experiment.
+        run: One of its runs.
+
+    Returns:
+        12 hexadecimal digits.
+    """
     return content_hash([network_of(run), spec["dataset"], spec["curvature"], spec["data_seed"]])
 
 

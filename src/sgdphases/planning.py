@@ -38,7 +38,15 @@ class Shard:
 
 
 def shard_name(items: Iterable[str], version: str) -> str:
-    """Name of the shard that holds `items`, computed by code of `version`."""
+    """Name of a shard.
+
+    Args:
+        items: Names of its items in order.
+        version: Version of the code that computes them.
+
+    Returns:
+        12 hexadecimal digits.
+    """
     return content_hash([version, *items])
 
 
@@ -84,6 +92,13 @@ def read_notes(folder: Path, version: str) -> list[Shard]:
     """The shards under `folder` that were computed by code of `version`.
 
     A note that cannot be read counts as absent: its items are then computed again.
+
+    Args:
+        folder: Folder with one folder for each shard.
+        version: Version of the code wanted.
+
+    Returns:
+        The shards, sorted by name.
     """
     shards = []
     for path in sorted(folder.glob(f"*/{NOTE_NAME}")):

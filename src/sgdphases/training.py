@@ -117,7 +117,17 @@ def make_optimizer(hyper: RunHyperparameters, has_momentum: bool) -> optax.Gradi
 def start_run(
     network: Network, rules: Rules, hyper: RunHyperparameters, seed: jax.Array
 ) -> RunState:
-    """The state of one run before its first step."""
+    """The state of one run before its first step.
+
+    Args:
+        network: The network.
+        rules: What all runs share.
+        hyper: Scalars of the run.
+        seed: Scalar seed of the parameters.
+
+    Returns:
+        The run with parameters drawn from the seed.
+    """
     parameters = network.init(jax.random.key(seed))
     dtype = jax.tree.leaves(parameters)[0].dtype
     return RunState(
@@ -198,7 +208,17 @@ def step_run(
 def start_runs(
     network: Network, rules: Rules, hyper: RunHyperparameters, seeds: jax.Array
 ) -> RunState:
-    """The state of all runs before their first step; `hyper` and `seeds` have an axis over runs."""
+    """The state of all runs before their first step.
+
+    Args:
+        network: The network.
+        rules: What all runs share.
+        hyper: Hyperparameters, each (runs,).
+        seeds: (runs,) seeds.
+
+    Returns:
+        State of the runs, with a leading axis over runs.
+    """
     # Not vmap: batched random draws take twice as long to compile.
     states: RunState = jax.lax.map(lambda run: start_run(network, rules, *run), (hyper, seeds))
     return states

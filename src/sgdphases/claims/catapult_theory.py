@@ -84,7 +84,16 @@ def edge(rates: NDArray[np.float64], above: NDArray[np.bool_]) -> float:
 def edges(
     runs: pd.DataFrame, keys: Sequence[str], above: Callable[[pd.DataFrame], NDArray[np.bool_]]
 ) -> NDArray[np.float64]:
-    """The edge in relative learning rate within each group of runs that agree in `keys`."""
+    """The edge in relative learning rate within each group of runs.
+
+    Args:
+        runs: Runs of any number of groups.
+        keys: Columns in which the runs of a group agree.
+        above: From the runs of a group to which of them lie above the edge.
+
+    Returns:
+        (groups,) edges in units of 2/lambda_0, in the order of the keys.
+    """
     return np.array(
         [
             edge(numbers(group, "relative_learning_rate"), above(group))
@@ -104,7 +113,17 @@ def in_phase(runs: pd.DataFrame, phase: str) -> NDArray[np.bool_]:
 
 
 def fit_exponent(distance: NDArray[np.float64], steps: NDArray[np.float64]) -> tuple[float, float]:
-    """Least-squares exponent and prefactor of steps = prefactor * distance ** exponent."""
+    r"""Fit a power law by least squares in logarithms.
+
+    .. math:: \text{steps} = \text{prefactor} \cdot \text{distance}^{\text{exponent}}
+
+    Args:
+        distance: (runs,) distances from the critical rate, above 0.
+        steps: (runs,) steps to convergence.
+
+    Returns:
+        The exponent and the prefactor.
+    """
     exponent, offset = np.polyfit(np.log(distance), np.log(steps), 1)
     return float(exponent), float(np.exp(offset))
 
@@ -115,7 +134,15 @@ def critical_distance(runs: pd.DataFrame) -> NDArray[np.float64]:
 
 
 def in_exponent_window(runs: pd.DataFrame, side: int) -> NDArray[np.bool_]:
-    """Which runs are fitted on one side of the critical rate, -1 below or 1 above."""
+    """Which runs the critical exponent of one side is fitted to.
+
+    Args:
+        runs: Rows with `relative_learning_rate`.
+        side: -1 below the critical rate, 1 above it.
+
+    Returns:
+        (runs,) truth values.
+    """
     distance = side * critical_distance(runs)
     low, high = EXPONENT_WINDOW
     return np.asarray((distance >= low - _ROUNDING) & (distance <= high + _ROUNDING))

@@ -57,7 +57,15 @@ class Program:
 
 
 def select(columns: Mapping[str, NDArray[Any]], chosen: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """The rows `chosen` (indices or mask) of every array in `columns`."""
+    """Take rows of every array of a table.
+
+    Args:
+        columns: Arrays with a common first axis, by name.
+        chosen: Indices or a mask of the rows.
+
+    Returns:
+        The rows, by name.
+    """
     return {name: values[chosen] for name, values in columns.items()}
 
 

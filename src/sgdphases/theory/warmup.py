@@ -108,19 +108,52 @@ def plane_step(
 
 
 def orthogonal_part(weights: Vector, other: Vector) -> Vector:
-    """Norm of the component of `weights` orthogonal to `other`, rows of (runs, width)."""
+    """Norm of the component of some weights orthogonal to others.
+
+    Args:
+        weights: (runs, width) weights.
+        other: (runs, width) weights that the component is orthogonal to.
+
+    Returns:
+        (runs,) norms.
+
+    Reference:
+        Catapult paper, section 5.2.
+    """
     overlap = np.einsum("ri,ri->r", weights, other) / np.einsum("ri,ri->r", other, other)
     return np.asarray(np.linalg.norm(weights - overlap[:, None] * other, axis=1))
 
 
 def weight_correlation(first: Vector, second: Vector) -> Vector:
-    """Cosine of the angle between rows of (runs, width)."""
+    """Cosine of the angle between two layers' weights.
+
+    Args:
+        first: (runs, width) weights u.
+        second: (runs, width) weights v.
+
+    Returns:
+        (runs,) cosines.
+
+    Reference:
+        Catapult paper, figure S1e.
+    """
     norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     return np.asarray(np.einsum("ri,ri->r", first, second) / norms)
 
 
 def initial_functions(seeds: NDArray[Any], widths: NDArray[Any]) -> tuple[Vector, Vector]:
-    """Output and kernel at initialisation for each (seed, width), each (runs,)."""
+    """Output and kernel at initialisation, from weights drawn as the paper draws them.
+
+    Args:
+        seeds: (runs,) seeds.
+        widths: (runs,) widths n.
+
+    Returns:
+        (runs,) outputs f and (runs,) kernels lambda.
+
+    Reference:
+        Catapult paper, eqs 3 and 5 with x = 1.
+    """
     pairs, positions = np.unique(np.stack([seeds, widths]), axis=1, return_inverse=True)
     values = []
     for seed, width in pairs.T:
