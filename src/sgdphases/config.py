@@ -7,7 +7,7 @@ import copy
 import fnmatch
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from sgdphases.validation import (
     check,
     describe_value,
     fill_defaults,
-    format_path,
     load_schema,
     read_yaml,
     resolve_reference,
@@ -269,7 +268,9 @@ def _check_semantics(document: dict[str, Any], source: str) -> int:
             )
         _check_names(run, shared, theory, source)
     if theory:
-        _reject(document, ("curvature",), "a theory experiment has none", source)
+        if document.get("curvature") is not None:
+            given = describe_value(document["curvature"])
+            raise InputError(f"{source}: curvature: {given}: a theory experiment has none")
         return len(runs)
     relative = any(run[LEARNING_RATE_UNIT] == "critical" for run in runs)
     if relative and document.get("curvature") is None:
@@ -282,9 +283,10 @@ def _check_semantics(document: dict[str, Any], source: str) -> int:
             f"{source}: measurements.ntk_top_eigenvalue: needs a curvature section, whose batch is "
             "used"
         )
-    for key in ("converged_output",):
-        if key in document["stopping"]:
-            raise InputError(f"{source}: stopping.{key}: only a theory experiment may stop by it")
+    if "converged_output" in document["stopping"]:
+        raise InputError(
+            f"{source}: stopping.converged_output: only a theory experiment may stop by it"
+        )
     return len(runs)
 
 
@@ -310,14 +312,6 @@ def _check_names(
             f"{source}: {where}.{unused[0]}: the model {run['model']!r} does not use it; allowed: "
             f"{', '.join(sorted(needed))}"
         )
-
-
-def _reject(document: dict[str, Any], keys: tuple[str, ...], why: str, source: str) -> None:
-    for key in keys:
-        if document.get(key) is not None:
-            raise InputError(
-                f"{source}: {format_path([key])}: {describe_value(document[key])}: {why}"
-            )
 
 
 def _with_defaults(shared: dict[str, Any], theory: bool) -> dict[str, Any]:
@@ -374,13 +368,28 @@ def network_id(spec: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     return content_hash([network_of(run), spec["dataset"], spec["curvature"], spec["data_seed"]])
 
 
-def expand_networks(spec: dict[str, Any]) -> list[dict[str, Any]]:
-    """The distinct networks whose curvature is measured, each with its `network_id`."""
+def networks_of(
+    spec: Mapping[str, Any], runs: Iterable[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The distinct networks of some runs.
+
+    Args:
+        spec: The resolved experiment.
+        runs: Some of its runs.
+
+    Returns:
+        By network_id, in the order of the runs: `network_id` and the network's hyperparameters.
+    """
     networks = {}
-    for run in expand_runs(spec):
+    for run in runs:
         name = network_id(spec, run)
         networks[name] = {"network_id": name, **network_of(run)}
-    return list(networks.values())
+    return networks
+
+
+def expand_networks(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """The distinct networks whose curvature is measured, each with its `network_id`."""
+    return list(networks_of(spec, expand_runs(spec)).values())
 
 
 def shape_key(run: Mapping[str, Any]) -> str:

@@ -28,10 +28,16 @@ class ExperimentTables:
     curvature: pd.DataFrame | None
 
 
+def read_spec(path: Path) -> dict[str, Any]:
+    """Read a resolved experiment that the workflow wrote."""
+    spec: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return spec
+
+
 def load_experiment(directory: Path) -> ExperimentTables:
     """Read the tables of the experiment in `directory`."""
     curvature_path = directory / "curvature.parquet"
-    spec = yaml.safe_load((directory / "spec.yaml").read_text(encoding="utf-8"))
+    spec = read_spec(directory / "spec.yaml")
     has_curvature = spec.get("curvature") is not None
     return ExperimentTables(
         spec=spec,

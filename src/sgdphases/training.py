@@ -449,7 +449,10 @@ def train_shard(
 
 
 class _Trainer:
-    """Holds what stays the same while a shard trains; its only mutable part is the record."""
+    """Holds what stays the same while a shard trains, and the record.
+
+    The losses at step 0 fix which losses count as divergent from then on.
+    """
 
     def __init__(
         self,
@@ -502,23 +505,18 @@ class _Trainer:
             lowering=choose_lowering(),
         )
         self.network = build_network(shared, self.inputs.shape[1:], self.targets.shape[1])
+        schedule = settings["measurements"].get("ntk_top_eigenvalue")
+        self.curvature_steps = None
+        if schedule is not None:
+            self.curvature_steps = measurement_steps(schedule, int(self.num_steps.max()))
+            batch_size, seed = settings["curvature"]["batch_size"], settings["data_seed"]
+            (probe,) = probe_indices(len(self.inputs), batch_size, 1, seed)
+            self.probe_inputs = self.inputs[jnp.asarray(probe)]
         self.history: list[pd.DataFrame] = []
 
     def train(self) -> TrainedShard:
         last_step = int(self.num_steps.max())
-        measurements = self.settings["measurements"]
-        loss_steps = measurement_steps(measurements, last_step)
-        curvature_schedule = measurements.get("ntk_top_eigenvalue")
-        self.curvature_steps = None
-        if curvature_schedule is not None:
-            self.curvature_steps = measurement_steps(curvature_schedule, last_step)
-            probe = probe_indices(
-                len(self.inputs),
-                self.settings["curvature"]["batch_size"],
-                1,
-                self.settings["data_seed"],
-            )[0]
-            self.probe_inputs = self.inputs[jnp.asarray(probe)]
+        loss_steps = measurement_steps(self.settings["measurements"], last_step)
         stops = np.union1d(loss_steps, [] if self.curvature_steps is None else self.curvature_steps)
         seeds = jnp.asarray(self.table["seed"].to_numpy(), jnp.uint32)
         states = start_runs(self.network, self.rules, self.hyper, seeds)

@@ -13,12 +13,11 @@ from typing import Any
 
 from sgdphases.config import (
     Config,
-    expand_networks,
     expand_runs,
     find_experiments,
     load_experiment,
     network_id,
-    network_of,
+    networks_of,
     read_config,
     shape_key,
 )
@@ -51,12 +50,10 @@ class ExperimentPlan:
         """The runs by run_id."""
         return {run["run_id"]: run for run in expand_runs(self.spec)}
 
-    @cached_property
-    def networks(self) -> dict[str, dict[str, Any]]:
-        """The networks whose curvature is measured, by network_id; empty without that stage."""
-        if self.spec.get("curvature") is None:
-            return {}
-        return {network["network_id"]: network for network in expand_networks(self.spec)}
+    @property
+    def has_curvature(self) -> bool:
+        """Whether the experiment measures its networks' curvature at initialisation."""
+        return self.spec.get("curvature") is not None
 
     @cached_property
     def training_shards(self) -> dict[str, Shard]:
@@ -77,11 +74,10 @@ class ExperimentPlan:
         They cover the networks of the grid, and those of runs that left the grid but share a
         finished training shard with runs that did not: the inputs of that shard stay the same.
         """
-        networks = dict(self.networks)
+        runs = list(self.runs.values())
         for shard in self.training_shards.values():
-            for run in shard.items.values():
-                name = network_id(self.spec, run)
-                networks.setdefault(name, {"network_id": name, **network_of(run)})
+            runs += shard.items.values()
+        networks = networks_of(self.spec, runs)
         return self._plan("curvature", [networks], self.spec["networks_per_shard"])
 
     def _plan(self, stage: str, groups: list[dict[str, Record]], size: int) -> dict[str, Shard]:
@@ -92,11 +88,11 @@ class ExperimentPlan:
     def network_ids(self, shard: str) -> list[str]:
         """The network of each run of a training shard; empty names without a curvature stage."""
         runs = self.training_shards[shard].items.values()
-        return [network_id(self.spec, run) if self.networks else "" for run in runs]
+        return [network_id(self.spec, run) if self.has_curvature else "" for run in runs]
 
     def curvature_shards_of(self, shard: str) -> list[str]:
         """The curvature shards that hold the networks of a training shard."""
-        if not self.networks:
+        if not self.has_curvature:
             return []
         needed = set(self.network_ids(shard))
         return [other.name for other in self.curvature_shards.values() if needed & set(other.items)]
@@ -109,13 +105,11 @@ class Plan:
     Attributes:
         config: The validated configuration.
         experiments: The chosen experiments by `<paper>/<experiment>`.
-        datasets: Definitions of the known datasets by name.
         figures: Experiment that feeds a figure, by `<paper>/<figure>`.
     """
 
     config: Config
     experiments: dict[str, ExperimentPlan]
-    datasets: dict[str, Path]
     figures: dict[str, str]
 
 
@@ -164,7 +158,7 @@ def make_plan(raw_config: Mapping[str, Any]) -> Plan:
                     f"{datasets[name]}: path: {file!r}: no such file; allowed: an existing .npz "
                     f"file, relative to {Path.cwd()}"
                 )
-    return Plan(config, experiments, datasets, figures)
+    return Plan(config, experiments, figures)
 
 
 def known_definition(name: str) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def dataset_manifest(wildcards):
 def experiment_tables(name):
     folder = f"{RESULTS}/experiments/{name}"
     tables = ["spec.yaml", "runs.parquet", "history.parquet"]
-    if PLAN.experiments[name].networks:
+    if PLAN.experiments[name].has_curvature:
         tables.append("curvature.parquet")
     return [f"{folder}/{table}" for table in tables]
 
@@ -58,6 +58,11 @@ def figure_files(name):
     ]
 
 
+def feeding_experiment(wildcards):
+    """The experiment that a figure is drawn from."""
+    return PLAN.figures[f"{wildcards.paper}/{wildcards.figure}"]
+
+
 def figure_caption(wildcards):
-    experiment = PLAN.figures[f"{wildcards.paper}/{wildcards.figure}"]
-    return PLAN.experiments[experiment].spec["figures"][wildcards.figure]["caption"]
+    figures = PLAN.experiments[feeding_experiment(wildcards)].spec["figures"]
+    return figures[wildcards.figure]["caption"]

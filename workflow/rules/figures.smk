@@ -3,9 +3,7 @@
 
 rule figure:
     input:
-        lambda wildcards: experiment_tables(
-            PLAN.figures[f"{wildcards.paper}/{wildcards.figure}"]
-        ),
+        lambda wildcards: experiment_tables(feeding_experiment(wildcards)),
     output:
         svg=report(
             f"{RESULTS}/figures/{{paper}}/{{figure}}.svg",
@@ -20,10 +18,8 @@ rule figure:
     conda:
         "../../environment.yml"
     params:
-        caption=lambda wildcards: figure_caption(wildcards),
-        experiment=lambda wildcards: PLAN.figures[
-            f"{wildcards.paper}/{wildcards.figure}"
-        ],
+        caption=figure_caption,
+        experiment=feeding_experiment,
         fingerprint=stage_fingerprint("figures.draw"),
     script:
         "../scripts/draw_figure.py"

@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-import yaml
-
 from sgdphases.aggregation import aggregate_runs
 from sgdphases.scripting import run_script
 from sgdphases.storage import write_parquet
+from sgdphases.tables import read_spec
 
 
 def main() -> None:
-    spec = yaml.safe_load(Path(snakemake.input.spec).read_text(encoding="utf-8"))
+    spec = read_spec(Path(snakemake.input.spec))
     shards = sorted({Path(path).parent for path in snakemake.input.shards})
     runs, history = aggregate_runs(spec, shards)
     write_parquet(runs, Path(snakemake.output.runs))

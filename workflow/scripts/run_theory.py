@@ -5,16 +5,15 @@ Input: spec.yaml. Outputs: runs.parquet, history.parquet.
 
 from pathlib import Path
 
-import yaml
-
 from sgdphases.config import expand_runs
 from sgdphases.scripting import run_script
 from sgdphases.storage import write_parquet
+from sgdphases.tables import read_spec
 from sgdphases.theory.programs import run_theory
 
 
 def main() -> None:
-    spec = yaml.safe_load(Path(snakemake.input.spec).read_text(encoding="utf-8"))
+    spec = read_spec(Path(snakemake.input.spec))
     runs, history = run_theory(spec, expand_runs(spec))
     write_parquet(runs, Path(snakemake.output.runs))
     write_parquet(history, Path(snakemake.output.history))

@@ -5,8 +5,6 @@ Learning rates are compared as η·λ₀, so that the paper's limits are 2, 4 an
 Reference: Lewkowycz et al., The large learning rate phase of deep learning.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import pandas as pd
 
@@ -168,27 +166,18 @@ def _within(center: float, tolerance: float) -> tuple[float, float]:
     return center * (1 - tolerance), center * (1 + tolerance)
 
 
-def _claim(
-    experiment: str,
-    limits: tuple[float | None, float | None],
-    measure: Callable[[ExperimentTables], Measurement],
-    dataset: str | None = None,
-) -> ClaimMeasure:
-    return ClaimMeasure(experiment, *limits, measure, dataset)
-
-
 # The paper's constants belong to MNIST; the limits in units of 1/λ₀ hold for any data.
 MEASURES: dict[str, ClaimMeasure] = {
-    "CAT-13": _claim("fc_mnist", _within(6.25, 0.1), critical_rate, "mnist"),
-    "CAT-14": _claim("fc_mnist", _within(12, 0.25), maximal_rate),
-    "CAT-15": _claim("fc_mnist", (None, 9), transient_length),
-    "CAT-16": _claim("fc_mnist", (1, 1), curvature_limits),
+    "CAT-13": ClaimMeasure("fc_mnist", *_within(6.25, 0.1), critical_rate, "mnist"),
+    "CAT-14": ClaimMeasure("fc_mnist", *_within(12, 0.25), maximal_rate),
+    "CAT-15": ClaimMeasure("fc_mnist", None, 9, transient_length),
+    "CAT-16": ClaimMeasure("fc_mnist", 1, 1, curvature_limits),
     # "Between 2/λ₀ and 12/λ₀, near the latter": at least as near to 12 as to 2.
-    "CAT-19": _claim("fc1_mnist512", (7, 12), best_rate),
-    "CAT-33": _claim("scalar_relu", _within(2.54, 0.15), critical_rate),
-    "CAT-34": _claim("scalar_relu", (1, 1), dead_outputs),
-    "CAT-35": _claim("fc3_momentum", _within(1 - 0.9, 0.05), effective_critical_rate),
-    "CAT-37": _claim("fc2_activations_momentum", (None, _SLACK), momentum_constancy),
-    "CAT-38": _claim("fc2_tanh", _within(0.06, 0.2), critical_rate, "mnist"),
-    "CAT-39": _claim("fc2_tanh", _within(4, 0.25), maximal_rate),
+    "CAT-19": ClaimMeasure("fc1_mnist512", 7, 12, best_rate),
+    "CAT-33": ClaimMeasure("scalar_relu", *_within(2.54, 0.15), critical_rate),
+    "CAT-34": ClaimMeasure("scalar_relu", 1, 1, dead_outputs),
+    "CAT-35": ClaimMeasure("fc3_momentum", *_within(1 - 0.9, 0.05), effective_critical_rate),
+    "CAT-37": ClaimMeasure("fc2_activations_momentum", None, _SLACK, momentum_constancy),
+    "CAT-38": ClaimMeasure("fc2_tanh", *_within(0.06, 0.2), critical_rate, "mnist"),
+    "CAT-39": ClaimMeasure("fc2_tanh", *_within(4, 0.25), maximal_rate),
 }

@@ -115,26 +115,20 @@ def evenly_chosen(values: ArrayLike, count: int) -> NDArray[np.float64]:
     return np.asarray(distinct[np.rint(positions).astype(int)])
 
 
-def draw_phase_lines(
-    axis: Axes, critical: float, constants: Sequence[float] = (2.0, 4.0), label: bool = True
-) -> None:
-    """Draw dashed vertical lines at learning rates c / lambda_0.
-
-    The labels stand above the frame, where there are no data.
+def draw_phase_lines(axis: Axes, critical: float, constants: Sequence[float] = (2.0, 4.0)) -> None:
+    """Draw dashed vertical lines at learning rates c / lambda_0, with `c/λ₀` above each.
 
     Args:
         axis: Axis with the learning rate on the horizontal axis.
         critical: Where 2 / lambda_0 lies on that axis.
         constants: The numerators c.
-        label: Whether to write `c/λ₀` above each line.
     """
     for constant in constants:
-        position = critical * constant / CRITICAL_CONSTANT
-        mark_learning_rate(axis, position, f"{constant:g}/λ₀" if label else "")
+        mark_learning_rate(axis, critical * constant / CRITICAL_CONSTANT, f"{constant:g}/λ₀")
 
 
 def mark_learning_rate(axis: Axes, position: float, name: str) -> None:
-    """Draw a dashed vertical line with its name above the frame."""
+    """Draw a dashed vertical line with its name above the frame, where there are no data."""
     axis.axvline(position, color=LINE_COLOR, linewidth=0.9, linestyle=(0, (4, 2)), zorder=1.5)
     axis.text(
         position,
@@ -148,35 +142,30 @@ def mark_learning_rate(axis: Axes, position: float, name: str) -> None:
     )
 
 
-def shade_divergent(
-    axis: Axes, from_: float, to: float | None = None, label: str | None = "diverges"
-) -> None:
-    """Shade the learning rates at which training diverges.
+def shade_divergent(axis: Axes, from_: float, label: str = "diverges") -> None:
+    """Shade the learning rates at which training diverges, up to the present end of the axis.
 
     Args:
         axis: Axis with the learning rate on the horizontal axis.
         from_: Smallest rate that diverges.
-        to: Right end of the shade; the present end of the axis by default, which stays in place.
-        label: Text at the foot of the shade, None for none.
+        label: Text in the shade.
     """
     left, right = axis.get_xlim()
-    end = right if to is None else to
-    axis.axvspan(from_, end, color=SHADE_COLOR, linewidth=0, zorder=0)
+    axis.axvspan(from_, right, color=SHADE_COLOR, linewidth=0, zorder=0)
     axis.set_xlim(left, right)
-    if label:
-        logarithmic = axis.get_xscale() == "log"
-        middle = np.sqrt(from_ * end) if logarithmic else (from_ + end) / 2
-        axis.text(
-            float(middle),
-            0.5,
-            label,
-            transform=axis.get_xaxis_transform(),
-            ha="center",
-            va="center",
-            rotation=90,
-            fontsize=7,
-            color=LINE_COLOR,
-        )
+    logarithmic = axis.get_xscale() == "log"
+    middle = np.sqrt(from_ * right) if logarithmic else (from_ + right) / 2
+    axis.text(
+        float(middle),
+        0.5,
+        label,
+        transform=axis.get_xaxis_transform(),
+        ha="center",
+        va="center",
+        rotation=90,
+        fontsize=7,
+        color=LINE_COLOR,
+    )
 
 
 def name_panel(axis: Axes, letter: str, text: str = "") -> None:
