@@ -1,6 +1,9 @@
 # make: set up .venv and compute the atlas.  make test: run the tests.  make lint: check the code.
 PYTHON ?= python3
 CORES ?= all
+# Add peers to compare with PyTorch, flax and equinox too.
+TEST_EXTRAS ?= datasets,test
+TEST_PROCESSES ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
 # An empty value keeps pip from asking for a newer version of itself.
@@ -17,7 +20,7 @@ report: $(VENV)/.installed
 	@echo "Report: results/report.html   Figures: results/figures   Scorecard: results/claims.md"
 
 test: $(VENV)/.installed-test
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST_ARGS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -47,5 +50,5 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	@echo "Installing what the tests need, TensorFlow included (about a minute)"
-	$(PIP) --editable '.[datasets,test]'
+	$(PIP) --editable '.[$(TEST_EXTRAS)]'
 	@touch $@

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+# Before JAX starts: runs are spread over two simulated devices, as over two GPUs.
+XLA_FLAGS = "--xla_force_host_platform_device_count=2"
+os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
+
 PROJECT = Path(__file__).parents[1]
 LAID_OUT = ("Snakefile", "workflow", "config", "src", "environment.yml")
 
@@ -51,7 +55,13 @@ class Workspace:
         process = subprocess.run(
             [sys.executable, "-m", "snakemake", "--cores", "1", "--nocolor", *arguments],
             cwd=self.path,
-            env={**os.environ, "PYTHONPATH": str(self.path / "src"), **environment},
+            # Jobs choose their own devices.
+            env={
+                **os.environ,
+                "XLA_FLAGS": "",
+                "PYTHONPATH": str(self.path / "src"),
+                **environment,
+            },
             capture_output=True,
             text=True,
             timeout=timeout,

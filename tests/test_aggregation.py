@@ -1,6 +1,7 @@
 """Putting the tables of shards together."""
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from sgdphases.aggregation import aggregate, aggregate_curvature, aggregate_runs
@@ -84,6 +85,47 @@ def test_types_do_not_depend_on_what_a_shard_holds(shard):
         assert table["phase"].dtype == "string"
         assert table["final_ntk_top_eigenvalue"].dtype == float
     assert table["phase"].isna().tolist() == [True, False]
+
+
+@pytest.mark.filterwarnings("error")
+def test_hyperparameters_have_one_type_whichever_models_have_them(shard, tmp_path):
+    plain = shard("plain", run_id=["a"], seed=[0], depth=[3], bias_scale=[float("nan")])
+    wide = shard(
+        "wide",
+        run_id=["b"],
+        seed=[1],
+        batch_norm=[True],
+        batch_norm_samples=[float("nan")],
+        linearize_at=[5],
+        attention_scale=["inverse"],
+        bias_scale=[0.5],
+        model_version=["0123456789ab"],
+    )
+    alone = aggregate(SPEC, [plain], "runs", "run_id", ["a"])
+    assert (alone["depth"].dtype, alone["bias_scale"].dtype) == ("int64", "float64")
+    both = aggregate(SPEC, [plain, wide], "runs", "run_id", ["a", "b"])
+    expected = {
+        "seed": "int64",
+        "depth": "Int64",
+        "batch_norm": "boolean",
+        "batch_norm_samples": "Int64",
+        "linearize_at": "Int64",
+        "attention_scale": "string",
+        "bias_scale": "float64",
+        "model_version": "string",
+    }
+    assert {name: str(both[name].dtype) for name in expected} == expected
+    assert both["depth"].tolist() == [3, pd.NA]
+    swapped = aggregate(SPEC, [wide, plain], "runs", "run_id", ["a", "b"])
+    pd.testing.assert_frame_equal(swapped, both)
+    # In the file a column has the type that it has without missing values.
+    both.to_parquet(tmp_path / "both.parquet", index=False)
+    stored = pq.read_schema(tmp_path / "both.parquet")
+    assert [str(stored.field(name).type) for name in ("depth", "batch_norm", "linearize_at")] == [
+        "int64",
+        "bool",
+        "int64",
+    ]
 
 
 def test_runs_and_history_are_those_of_the_spec(shard):

@@ -223,6 +223,12 @@ CASES = {
     "stopping-without-budget": edit(
         "num_steps: 2", "train_accuracy: 1.0", "stopping: {'train_accuracy': 1.0}", "physical_time"
     ),
+    "hyperparameters-together": setting(
+        "width: 8, optimizer: adam, momentum: 0.9", "hyperparameters.momentum: 0.9", "sgd"
+    ),
+    "schedule-without-warmup": edit(
+        "figures: {}", "schedule: {kind: warmup_cosine}", "schedule: key 'warmup' is missing"
+    ),
     "curvature-batch-0": edit(
         "figures: {}", "curvature: {batch_size: 0}", "curvature.batch_size: 0", "at least 1"
     ),
@@ -234,7 +240,12 @@ CASES = {
         "dataset.embedded: 'nist'",
         "did you mean 'mnist'",
     ),
-    "model-unknown": edit("fully_connected", "resnet", "hyperparameters.model: 'resnet'", "fully_"),
+    "model-unknown": edit(
+        "fully_connected", "fully_conected", "hyperparameters.model: 'fully_conected'", "did you"
+    ),
+    "model-of-ones-own": edit(
+        "fully_connected", "my_models:net", "hyperparameters.model", "no module my_models"
+    ),
     "model-of-theory": edit("fully_connected", "warmup", "'warmup' is no training model"),
     "figure-unknown": edit(
         "figures: {}", "figures: {fig3z: {caption: x}}", "figures.fig3z", "fig3a"

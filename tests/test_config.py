@@ -1,13 +1,15 @@
 """The configuration and the experiment files, resolved."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from sgdphases import config, fingerprint, models, workflow
+from sgdphases import config, fingerprint, workflow
 from sgdphases.config import (
+    execution_settings,
     expand_networks,
     expand_runs,
     find_experiments,
@@ -20,7 +22,10 @@ from sgdphases.config import (
 )
 from sgdphases.errors import InputError
 from sgdphases.figures import draw
+from sgdphases.grid import hyperparameter_schemas
+from sgdphases.model_table import model_names
 from sgdphases.theory.programs import PROGRAMS
+from sgdphases.validation import load_schema
 
 PROJECT = Path(__file__).parents[1]
 EXPERIMENTS = find_experiments(PROJECT / "config/experiments", "all")
@@ -55,7 +60,6 @@ def refusal(action, *arguments):
 
 
 def test_models_are_those_of_the_registries():
-    assert set(config.TRAINING_MODELS) == set(models.MODELS)
     needed = {name: set(program.hyperparameters) for name, program in PROGRAMS.items()}
     assert {name: set(keys) for name, keys in config.THEORY_MODELS.items()} == needed
 
@@ -194,7 +198,7 @@ def test_shipped_experiments_load(name, scale, data):
 def test_defaults_are_filled_in(load):
     spec = load({"curvature": {"batch_size": 4}})
     assert spec["measurements"] == {"points_per_decade": 10}
-    assert spec["curvature"] == {"batch_size": 4, "num_batches": 1, "num_lanczos_steps": 16}
+    assert spec["curvature"] == {"batch_size": 4, "num_batches": 1, "num_lanczos_steps": 40}
     assert spec["dataset"] == {"name": "digits", "num_train": 64}
     run = expand_runs(spec)[0]
     assert (run["depth"], run["activation"], run["bias_scale"]) == (2, "relu", None)
@@ -255,6 +259,19 @@ def test_run_ids_do_not_depend_on_the_order_of_keys(load):
         ({}, {"description": "Another one"}),
         ({}, {"figures": {"fig3a": {"caption": "Text"}}}),
         ({}, {"runs_per_shard": 1, "networks_per_shard": 1}),
+        ({}, {"lowering": {"loop": "stepwise"}, "checkpoint_seconds": 5}),
+        # Defaults written out.
+        ({}, {"schedule": {"kind": "constant"}, "augmentation": {"flip": False, "crop": 0}}),
+        ({}, {"grid": {**EXPERIMENT["grid"], "loss_normalisation": ["per_class"]}}),
+        ({}, {"grid": {**EXPERIMENT["grid"], "precision": ["float32"], "richness": [1]}}),
+        (
+            {"measurements": {"hessian": {"every": 5}}},
+            {"measurements": {"hessian": {"every": 5, "split": "train", "num_eigenvalues": 1}}},
+        ),
+        (
+            {"schedule": {"kind": "piecewise", "boundaries": [0.5], "factors": [2]}},
+            {"schedule": {"kind": "piecewise", "boundaries": [0.5], "factors": [2.0]}},
+        ),
     ],
 )
 def test_run_ids_do_not_depend_on_spelling(load, one, other):
@@ -270,6 +287,9 @@ def test_run_ids_do_not_depend_on_spelling(load, one, other):
         {"data_seed": 1},
         {"divergence_factor": 10.0},
         {"curvature": {"batch_size": 4}},
+        {"schedule": {"kind": "warmup_cosine", "warmup": 0.1}},
+        {"augmentation": {"flip": True}},
+        {"stopping": {"num_steps": 3, "epochs": 1}},
         {"dataset": "digits"},
         {"hyperparameters": {"model": "fully_connected", "width": 9}},
     ],
@@ -293,6 +313,131 @@ def test_a_unit_makes_another_run(load):
     assert not set(run_ids(relative)) & set(run_ids(absolute))
 
 
+# --- hyperparameters ------------------------------------------------------------------------------
+
+
+def runs_of(load, grid=None, **hyperparameters):
+    grid = {"learning_rate": [0.1], **(grid or {})}
+    return expand_runs(load({"hyperparameters": hyperparameters, "grid": grid}))
+
+
+def test_defaults_are_those_of_the_model_and_the_file_has_the_last_word(load):
+    (run,) = runs_of(load, model="rich_mlp_L3", width=8)
+    assert run["parametrisation"] == "mup"
+    assert run["centered"] is True
+    assert (run["depth"], run["width"], run["weight_scale"]) == (3, 8, 1.0)
+    (run,) = runs_of(load, model="rich_mlp_L3", parametrisation="ntk", centered=False)
+    assert (run["parametrisation"], run["centered"]) == ("ntk", False)
+
+
+def test_a_sweep_over_models_gives_each_run_the_defaults_of_its_own(load):
+    grid = {"model": ["cat_fc3_2048", "wrn28_10", "rich_vit"], "width": [16]}
+    runs = {run["model"]: run for run in runs_of(load, grid)}
+    assert runs["cat_fc3_2048"]["depth"] == 4
+    assert "widening_factor" not in runs["cat_fc3_2048"]
+    assert (runs["wrn28_10"]["depth"], runs["wrn28_10"]["batch_norm_samples"]) == (28, 128)
+    assert runs["rich_vit"]["attention_scale"] == "inverse"
+    assert "depth" not in runs["rich_vit"]
+    assert {run["width"] for run in runs.values()} == {16}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "per_class"),
+        ({"loss": "cross_entropy"}, "per_sample"),
+        ({"loss": "cross_entropy", "loss_normalisation": "sum"}, "sum"),
+        ({"loss_normalisation": None}, "per_class"),
+    ],
+)
+def test_the_normalisation_follows_the_loss(load, given, expected):
+    (run,) = runs_of(load, model="fully_connected", **given)
+    assert run["loss_normalisation"] == expected
+
+
+def test_small_richness_is_computed_in_float64(load):
+    grid = {"richness": [1.0e-5, 9.0e-4, 1.0e-3, 1.0, 1.0e5]}
+    runs = runs_of(load, grid, model="rich_mlp_L2")
+    assert [run["precision"] for run in runs] == ["float64"] * 2 + ["float32"] * 3
+    (run,) = runs_of(load, {"richness": [1.0e-5]}, model="rich_mlp_L2", precision="float32")
+    assert run["precision"] == "float32"
+
+
+def test_a_run_listed_twice_by_way_of_defaults_is_refused(load):
+    grid = [{"learning_rate": [0.1]}, {"learning_rate": [0.1], "loss_normalisation": ["per_class"]}]
+    assert "twice" in refusal(load, {"grid": grid})
+
+
+def test_runs_name_every_hyperparameter_in_one_order(load):
+    order = list(hyperparameter_schemas())
+    for name in model_names():
+        (run,) = runs_of(load, model=name)
+        given = [key for key in run if key in order]
+        assert given == sorted(given, key=order.index)
+        assert set(run) - set(given) == {"run_id", "learning_rate_relative_to"}
+        assert run["loss_normalisation"] is not None
+        assert run["precision"] is not None
+
+
+# --- a user's own model ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_model(tmp_path, monkeypatch):
+    """A user's module; gives a function that writes it anew."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(text):
+        (tmp_path / "my_own_models.py").write_text(text, encoding="utf-8")
+
+    write("def net(hyperparameters, input_shape, num_outputs): raise RuntimeError\n")
+    return write
+
+
+def test_a_users_model_may_read_any_hyperparameter_that_the_file_gives(load, own_model):
+    (run,) = runs_of(load, model="my_own_models:net", num_blocks=3, width=7)
+    assert (run["depth"], run["width"], run["activation"]) == (2, 7, "relu")
+    assert run["num_blocks"] == 3
+    assert "num_heads" not in run
+
+
+def test_an_edited_model_of_the_user_trains_anew(load, own_model):
+    changes = {
+        "grid": {"learning_rate": [0.1], "model": ["my_own_models:net", "fully_connected"]},
+        "curvature": {"batch_size": 4},
+    }
+    spec = load(changes)
+    before, networks = expand_runs(spec), expand_networks(spec)
+    own_model("def net(*everything): return None\n")
+    # What is planned does not change under a workflow's feet.
+    assert expand_runs(published_spec(spec)) == before
+    after = expand_runs(load(changes))
+    assert [a["run_id"] == b["run_id"] for a, b in zip(after, before, strict=True)] == [False, True]
+    again = expand_networks(load(changes))
+    assert [a["network_id"] == b["network_id"] for a, b in zip(again, networks, strict=True)] == [
+        False,
+        True,
+    ]
+    assert shape_key(after[0]) != shape_key(before[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "fragments"),
+    [
+        ("my_absent_models:net", ["my_absent_models", "no module"]),
+        ("my_own_models:", ["package.module:function"]),
+        ("my own models:net", ["package.module:function"]),
+    ],
+)
+def test_a_users_model_that_is_not_there_is_refused(load, own_model, name, fragments):
+    line = refusal(load, {"grid": {"learning_rate": [0.1], "model": [name]}})
+    for fragment in ["tiny.yaml: grid.model: ", "allowed: ", *fragments]:
+        assert fragment in line
+
+
+# --- what shares what -----------------------------------------------------------------------------
+
+
 def test_networks_are_counted_once(load):
     grid = {"learning_rate": [0.1, 0.2], "momentum": [0.0, 0.9], "seed": [0, 1], "width": [4, 8]}
     networks = expand_networks(load({"grid": grid, "curvature": {"batch_size": 4}}))
@@ -305,6 +450,116 @@ def test_runs_of_one_shape_share_a_program(load):
     assert len({shape_key(run) for run in expand_runs(load({"grid": grid}))}) == 1
     grid = {"learning_rate": [0.1], "width": [4, 8], "batch_size": [2, 4]}
     assert len({shape_key(run) for run in expand_runs(load({"grid": grid}))}) == 4
+
+
+@pytest.mark.parametrize(
+    ("hyperparameters", "axis", "programs"),
+    [
+        ({"optimizer": "adam"}, {"first_moment_decay": [0.5, 0.9], "epsilon": [0.1, 0.2]}, 1),
+        ({"optimizer": "adam"}, {"second_moment_decay": [0.5, 0.9]}, 1),
+        ({}, {"weight_decay": [0.0, 0.1], "richness": [0.5, 2.0]}, 1),
+        # The smaller ones are computed in float64.
+        ({}, {"richness": [1.0e-5, 1.0e-4, 1.0e-2, 1.0]}, 2),
+        ({"loss": "cross_entropy"}, {"inverse_temperature": [0.1, 10.0]}, 1),
+        ({}, {"head_correlation": [-1.0, 0.0, 0.5]}, 1),
+        # Without a second head there is another program.
+        ({}, {"head_correlation": [None, 0.0, 0.5]}, 2),
+        ({}, {"linearize_at": [None, 0, 10]}, 3),
+        ({}, {"optimizer": ["sgd", "adam", "sign_sgd"]}, 3),
+        ({}, {"label_shift": [0.0, -0.01], "centered": [True, False]}, 4),
+    ],
+)
+def test_what_may_differ_within_a_program(load, hyperparameters, axis, programs):
+    runs = runs_of(load, axis, model="fully_connected", **hyperparameters)
+    assert len({shape_key(run) for run in runs}) == programs
+
+
+@pytest.mark.parametrize(
+    ("hyperparameters", "axis", "networks"),
+    [
+        ({}, {"depth": [1, 2], "activation": ["relu", "tanh"], "bias_scale": [None, 0]}, 8),
+        ({}, {"richness": [0.5, 1.0], "loss_normalisation": ["per_class", "sum"]}, 4),
+        ({}, {"parametrisation": ["standard", "mup"], "precision": ["float32", "float64"]}, 4),
+        # The tangent kernel knows nothing of these.
+        ({"loss": "cross_entropy"}, {"inverse_temperature": [1, 2], "label_shift": [0, 1]}, 1),
+        ({}, {"head_correlation": [None, 0.5], "linearize_at": [None, 3]}, 1),
+        ({}, {"centered": [True, False], "weight_decay": [0, 1], "batch_size": [4, 8]}, 1),
+        ({}, {"optimizer": ["sgd", "adam"]}, 1),
+    ],
+)
+def test_what_makes_another_network(load, hyperparameters, axis, networks):
+    changes = {
+        "hyperparameters": {"model": "fully_connected", **hyperparameters},
+        "grid": {"learning_rate": [0.1], **axis},
+        "curvature": {"batch_size": 4},
+    }
+    found = expand_networks(load(changes))
+    assert len({network["network_id"] for network in found}) == len(found) == networks
+
+
+def test_how_jobs_work_is_kept_apart(load):
+    assert execution_settings(load()) == {"lowering": {}, "checkpoint_seconds": 60.0}
+    forced = {"runs_together": "all", "convolution": "patches", "loop": "compiled"}
+    spec = load({"lowering": forced, "checkpoint_seconds": 5})
+    assert execution_settings(spec) == {"lowering": forced, "checkpoint_seconds": 5.0}
+    assert run_settings(spec) == run_settings(load())
+    assert not {"lowering", "checkpoint_seconds"} & set(published_spec(spec))
+
+
+def test_sections_are_resolved(load):
+    spec = load(
+        {
+            "stopping": {"epochs": 2, "decay_time": 1, "num_steps": 9},
+            "augmentation": {"mixup": 1},
+            "measurements": {
+                "steps": [0, 3],
+                "hessian": {"num_eigenvalues": 5, "split": "test", "steps": [1]},
+                "kernel_alignment": {},
+                "weight_movement": {"every": 2},
+                "outputs": {"dense_until": 3},
+                "linearized_distance": {"from_step": 2},
+            },
+        }
+    )
+    settings = run_settings(spec)
+    assert settings["stopping"] == {"epochs": 2.0, "decay_time": 1.0, "num_steps": 9}
+    assert settings["schedule"] == {"kind": "constant"}
+    assert settings["augmentation"] == {"flip": False, "crop": 0, "mixup": 1.0, "rotation": 0.0}
+    assert settings["measurements"] == {
+        "steps": [0, 3],
+        "hessian": {
+            "num_eigenvalues": 5,
+            "batch_size": 512,
+            "split": "test",
+            "num_lanczos_steps": 80,
+            "steps": [1],
+        },
+        "kernel_alignment": {"kernels": ["ntk", "last_layer"], "num_samples": 128},
+        "weight_movement": {"every": 2},
+        "outputs": {"num_samples": 32, "dense_until": 3},
+        "linearized_distance": {"from_step": 2, "num_samples": 128},
+    }
+
+
+def test_a_schedule_of_another_kind_is_replaced_whole(load):
+    piecewise = {"kind": "piecewise", "boundaries": [0.5], "factors": [0.1]}
+    scales = {"smoke": {"schedule": {"kind": "constant"}}, "quick": {"schedule": {"factors": [1]}}}
+    changes = {"schedule": piecewise, "scales": scales}
+    assert load(changes, "smoke")["schedule"] == {"kind": "constant"}
+    assert load(changes, "quick")["schedule"] == {**piecewise, "factors": [1.0]}
+
+
+def given(**hyperparameters):
+    """An experiment with these hyperparameters."""
+    return {"hyperparameters": hyperparameters}
+
+
+def fc(**hyperparameters):
+    return given(model="fully_connected", **hyperparameters)
+
+
+def piecewise(boundaries, factors):
+    return {"schedule": {"kind": "piecewise", "boundaries": boundaries, "factors": factors}}
 
 
 def test_captions_are_no_part_of_the_published_spec(load):
@@ -335,6 +590,134 @@ def test_captions_are_no_part_of_the_published_spec(load):
             {"grid": {"learning_rate": {"relative_to": "critical", "value": 1}}},
             ["relative_to: 'critical'", "curvature"],
         ),
+        # --- hyperparameters, each given alone ---
+        (given(), ["hyperparameters: key 'model' is missing"]),
+        (given(model="fully_conected"), ["'fully_conected'", "did you mean 'fully_connected'"]),
+        (given(model="gru", depth=3), ["hyperparameters.depth", "'gru' does not use it", "width"]),
+        (
+            given(model="fully_connected", patch_size=3),
+            ["hyperparameters.patch_size", "does not use it", "activation, depth, width"],
+        ),
+        (fc(activation="swish"), ["hyperparameters.activation: 'swish'", "erf, gelu"]),
+        (fc(parametrisation="mp"), ["parametrisation: 'mp'", "standard, ntk, mup, depth_mup"]),
+        (fc(centered="yes"), ["centered: 'yes'", "true or false"]),
+        (fc(richness=0), ["richness: 0", "above 0"]),
+        (fc(head_correlation=1.5), ["head_correlation: 1.5", "from -1 to 1"]),
+        (fc(linearize_at=-1), ["linearize_at: -1", "null for never"]),
+        (fc(loss="hinge"), ["loss: 'hinge'", "mean_squared_error, cross_entropy"]),
+        (fc(loss_normalisation="mean"), ["loss_normalisation: 'mean'", "per_class, per_sample"]),
+        (fc(inverse_temperature="1e2"), ["inverse_temperature: '1e2'", "1.0e-3"]),
+        (fc(label_shift=None), ["label_shift: None", "number"]),
+        (fc(optimizer="lion"), ["optimizer: 'lion'", "sgd, adam, sign_sgd"]),
+        (fc(first_moment_decay=1), ["first_moment_decay: 1", "below 1"]),
+        (fc(epsilon=0), ["epsilon: 0", "above 0"]),
+        (fc(weight_decay_rule="auto"), ["weight_decay_rule: 'auto'", "constant, auto_l2"]),
+        (fc(auto_l2_interval=0), ["auto_l2_interval: 0", "at least 1"]),
+        (fc(precision="float16"), ["precision: 'float16'", "tensorfloat32, bfloat16"]),
+        (given(model="wrn28_10", batch_norm=1), ["batch_norm: 1", "true or false"]),
+        (given(model="wrn28_10", batch_norm_samples=1), ["batch_norm_samples: 1", "at least 2"]),
+        (given(model="resnet", stem="tiny"), ["stem: 'tiny'", "imagenet, cifar"]),
+        (given(model="rich_vit", normalisation="batch"), ["normalisation: 'batch'", "qk_norm"]),
+        (given(model="rich_vit", attention_scale="root"), ["attention_scale: 'root'", "inverse"]),
+        # --- hyperparameters, together ---
+        (
+            fc(centered=True, precision="bfloat16"),
+            ["hyperparameters.precision: 'bfloat16'", "centered", "float32 or float64"],
+        ),
+        (
+            fc(richness=0.1, precision="tensorfloat32"),
+            ["hyperparameters.precision: 'tensorfloat32'", "richness", "float32 or float64"],
+        ),
+        # The model's default is at fault together with what the file says.
+        (
+            given(model="rich_mlp_L2", precision="bfloat16"),
+            ["hyperparameters.precision: 'bfloat16'", "centered"],
+        ),
+        (
+            {"grid": {"learning_rate": [1], "head_correlation": [0.5], "centered": [False, True]}},
+            ["grid.head_correlation: 0.5", "exclude each other", "centered false"],
+        ),
+        (
+            given(model="rich_mlp_L2", head_correlation=0),
+            ["hyperparameters.head_correlation: 0.0", "exclude each other"],
+        ),
+        (
+            fc(inverse_temperature=2),
+            ["inverse_temperature: 2.0", "mean_squared_error", "with loss cross_entropy"],
+        ),
+        (
+            fc(optimizer="adam", momentum=0.9),
+            ["hyperparameters.momentum: 0.9", "optimizer adam", "sgd or sign_sgd"],
+        ),
+        (
+            {"grid": {"learning_rate": [1], "optimizer": ["sgd", "adam"], "momentum": [0.5]}},
+            ["grid.momentum: 0.5", "optimizer adam"],
+        ),
+        (fc(epsilon=0.1), ["hyperparameters.epsilon: 0.1", "optimizer sgd", "adam"]),
+        (fc(second_moment_decay=0.9), ["second_moment_decay: 0.9", "optimizer sgd", "adam"]),
+        (fc(auto_l2_interval=5), ["auto_l2_interval: 5", "weight_decay_rule constant", "auto_l2"]),
+        (
+            fc(weight_decay_rule="auto_l2"),
+            ["weight_decay_rule: 'auto_l2'", "weight_decay above 0, usually 0.1"],
+        ),
+        (
+            given(model="sgdphases.errors:net", parametrisation="mup"),
+            ["hyperparameters.parametrisation: 'mup'", "one's own model"],
+        ),
+        (given(model="wrn28_10", depth=30), ["hyperparameters.depth: 30", "6 n + 4"]),
+        (given(model="resnet", depth=20), ["hyperparameters.depth: 20", "18, 34, 50"]),
+        (given(model="rich_vit", num_heads=3), ["num_heads: 3", "width 256", "divisor"]),
+        # --- sections ---
+        ({"stopping": {"min_steps": 3}}, ["stopping", "num_steps, epochs, physical_time"]),
+        ({"stopping": {"train_accuracy": 1.0}}, ["stopping", "decay_time"]),
+        ({"stopping": {"num_steps": 1, "min_steps": 3}}, ["stopping.min_steps", "physical_time"]),
+        ({"stopping": {"epochs": 0}}, ["stopping.epochs: 0", "above 0"]),
+        ({"stopping": {"decay_time": 1}}, ["stopping.decay_time", "weight_decay 0", "num_steps"]),
+        ({"schedule": {"kind": "cosine"}}, ["schedule.kind: 'cosine'", "warmup_cosine"]),
+        ({"schedule": {"boundaries": [0.5]}}, ["schedule: key 'kind' is missing"]),
+        ({"schedule": {"kind": "warmup_cosine"}}, ["schedule: key 'warmup' is missing"]),
+        (
+            {"schedule": {"kind": "constant", "warmup": 0.1}},
+            ["schedule: key 'warmup' is not used by kind constant"],
+        ),
+        ({"schedule": {"kind": "warmup_cosine", "warmup": 1}}, ["schedule.warmup: 1", "below 1"]),
+        (piecewise([0.6, 0.3], [1, 2]), ["schedule.boundaries: [0.6, 0.3]", "increasing"]),
+        (piecewise([0.3, 1.5], [1, 2]), ["schedule.boundaries[1]: 1.5", "below 1"]),
+        (piecewise([0.3], [1, 2]), ["schedule.factors: [1.0, 2.0]", "as many as boundaries, 1"]),
+        (piecewise([0.3], [-1]), ["schedule.factors[0]: -1", "above 0"]),
+        (
+            {"schedule": {"kind": "final_rate", "learning_rate": 0.1}},
+            ["schedule: key 'num_steps' is missing", "kind, learning_rate, num_steps"],
+        ),
+        ({"augmentation": {"flip": 1}}, ["augmentation.flip: 1", "true or false"]),
+        ({"augmentation": {"crop": 1.5}}, ["augmentation.crop: 1.5", "integer"]),
+        ({"augmentation": {"rotation": 360}}, ["augmentation.rotation: 360", "0 to 180"]),
+        ({"augmentation": {"mix": 1}}, ["augmentation: unknown key 'mix'", "'mixup'"]),
+        ({"measurements": {"steps": []}}, ["measurements.steps: []", "a list of steps"]),
+        ({"measurements": {"steps": [1.5]}}, ["measurements.steps[0]: 1.5", "integer"]),
+        ({"measurements": {"hesian": {}}}, ["measurements: unknown key 'hesian'", "'hessian'"]),
+        ({"measurements": {"hessian": {"split": "all"}}}, ["hessian.split: 'all'", "train, test"]),
+        (
+            {"measurements": {"hessian": {"num_eigenvalues": 90}}},
+            ["hessian.num_lanczos_steps: 80", "90 eigenvalues"],
+        ),
+        (
+            {"measurements": {"kernel_alignment": {"kernels": ["nngp"]}}},
+            ["kernel_alignment.kernels[0]: 'nngp'", "ntk, last_layer"],
+        ),
+        (
+            {"measurements": {"kernel_alignment": {"kernels": ["ntk", "ntk"]}}},
+            ["kernel_alignment.kernels: ['ntk', 'ntk']", "each once"],
+        ),
+        ({"measurements": {"outputs": {"num_samples": 0}}}, ["outputs.num_samples: 0"]),
+        (
+            {"measurements": {"linearized_distance": {"from_step": -1}}},
+            ["linearized_distance.from_step: -1"],
+        ),
+        ({"lowering": "fast"}, ["lowering: 'fast'", "runs_together, convolution, loop, unroll"]),
+        ({"lowering": {"loop": "scan"}}, ["lowering", "'scan'"]),
+        ({"lowering": {"runs_together": 0}}, ["lowering", "runs_together"]),
+        ({"checkpoint_seconds": 0}, ["checkpoint_seconds: 0", "above 0"]),
         (
             {"measurements": {"ntk_top_eigenvalue": {}}},
             ["measurements.ntk_top_eigenvalue", "curvature section"],
@@ -348,7 +731,7 @@ def test_captions_are_no_part_of_the_published_spec(load):
         ({"kind": "theory"}, ["dataset:", "theory experiment has no data"]),
     ],
 )
-def test_what_a_schema_cannot_refuse(load, changes, fragments):
+def test_bad_experiments_are_refused(load, changes, fragments):
     line = refusal(load, changes)
     assert "tiny.yaml" in line
     for fragment in fragments:
@@ -367,6 +750,15 @@ def test_what_a_schema_cannot_refuse(load, changes, fragments):
         ),
         ({"hyperparameters": {"model": "warm"}}, ["'warm' is no theory model", "'warmup'"]),
         ({"curvature": {"batch_size": 4}}, ["curvature", "theory"]),
+        ({"schedule": {"kind": "constant"}}, ["schedule", "theory"]),
+        ({"augmentation": {"flip": True}}, ["augmentation", "theory"]),
+        ({"lowering": {"loop": "compiled"}}, ["lowering", "theory"]),
+        ({"measurements": {"hessian": {}}}, ["measurements.hessian", "dense_until"]),
+        ({"stopping": {"epochs": 1}}, ["stopping.epochs", "only a training experiment"]),
+        (
+            {"stopping": {"num_steps": 1, "train_accuracy": 1}},
+            ["stopping.train_accuracy", "only a training experiment"],
+        ),
     ],
 )
 def test_theory_experiments_have_what_their_model_reads(tmp_path, changes, fragments):
@@ -411,3 +803,18 @@ def test_scale_adds_num_train_to_a_dataset_given_by_name(tmp_path):
 def test_results_dir_that_cannot_be_one(folder):
     with pytest.raises(InputError, match="results_dir"):
         read_config({"scale": "quick", "results_dir": folder})
+
+
+def test_the_documentation_names_everything():
+    text = (PROJECT / "config/README.md").read_text(encoding="utf-8")
+    schema = load_schema("experiment")
+    names = {*schema["properties"], *hyperparameter_schemas(), *model_names()}
+    for section in ("stopping", "schedule", "augmentation", "measurements", "curvature"):
+        names |= set(schema["$defs"][section]["properties"])
+    for name, part in schema["$defs"]["measurements"]["properties"].items():
+        if "properties" in part:
+            names |= {name, *part["properties"]}
+    for choices in ("activation", "parametrisation", "optimizer", "precision", "normalisation"):
+        names |= {str(c) for c in hyperparameter_schemas()[choices].get("enum", [])} - {"None"}
+    missing = [name for name in sorted(names) if not re.search(rf"\b{re.escape(name)}\b", text)]
+    assert missing == []

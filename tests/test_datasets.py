@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from sgdphases.datasets import load, load_definition, prepare, verify
@@ -252,6 +253,64 @@ def test_pixels_are_scaled_then_normalised_per_channel(
     dataset = load(tmp_path / "out", dtype=np.float64)
     np.testing.assert_allclose(dataset.train_inputs, expected, atol=1e-12)
     assert dataset.manifest["arrays"]["train_inputs"]["dtype"] == "uint8"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("num_train", [None, 12])
+def test_large_inputs_stay_raw_and_give_the_same_values(
+    tmp_path: Path, dtype: npt.DTypeLike, num_train: int | None
+) -> None:
+    generator = np.random.default_rng(1)
+    pixels = generator.integers(0, 256, size=(20, 4, 4, 3), dtype=np.uint8)
+    labels = np.arange(20) % 3
+    arrays = {"x_train": pixels, "y_train": labels, "x_test": pixels[:5], "y_test": labels[:5]}
+    path = write_npz(tmp_path / "images.npz", arrays)
+    definition = {"source": "npz", "path": str(path), "normalisation": "standardise"}
+    prepare("images", definition, tmp_path / "out", None)
+    count = num_train or 20
+    as_floats = (count + 5) * 48 * np.dtype(dtype).itemsize
+    small = load(tmp_path / "out", num_train, dtype, most_normalised_bytes=as_floats)
+    large = load(tmp_path / "out", num_train, dtype, most_normalised_bytes=as_floats - 1)
+    assert small.normalisation is None
+    assert large.normalisation is not None
+    assert isinstance(large.train_inputs, np.memmap)
+    assert isinstance(large.test_inputs, np.memmap)
+    np.testing.assert_array_equal(large.train_inputs, pixels[:count])
+    for dataset in (small, large):
+        assert (dataset.num_train, dataset.input_shape, dataset.num_outputs) == (
+            count,
+            (4, 4, 3),
+            3,
+        )
+        np.testing.assert_array_equal(dataset.train_labels, labels[:count])
+        for split, inputs, targets in (
+            ("train", small.train_inputs, small.train_targets),
+            ("test", small.test_inputs, small.test_targets),
+        ):
+            for wanted in (None, 4, 1000):
+                found = dataset.evaluation_set(split, wanted, dtype)
+                for array, expected in zip(found, (inputs, targets), strict=True):
+                    assert array.dtype == dtype
+                    np.testing.assert_array_equal(array, expected[:wanted])
+        indices = np.array([[3, 0], [7, 3]])
+        found_inputs = dataset.inputs_at(indices, dtype)
+        assert found_inputs.dtype == dtype
+        np.testing.assert_array_equal(found_inputs, small.train_inputs[indices])
+
+
+def test_large_regression_inputs_stay_raw(tmp_path: Path) -> None:
+    targets = np.linspace(-1, 1, 12).reshape(6, 2)
+    arrays = {**good_arrays(), "y_train": targets, "y_test": targets[:3]}
+    path = write_npz(tmp_path / "mine.npz", arrays)
+    definition = {"source": "npz", "path": str(path), "normalisation": {"mean": 0.5, "std": 2.0}}
+    prepare("mine", definition, tmp_path / "out", None)
+    small, large = (load(tmp_path / "out", most_normalised_bytes=size) for size in (10**6, 0))
+    assert large.train_inputs.dtype == np.float64
+    assert (large.num_outputs, large.train_labels) == (2, None)
+    for split in ("train", "test"):
+        found, expected = (data.evaluation_set(split, None, "f4") for data in (large, small))
+        np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_array_equal(found[1], expected[1])
 
 
 def test_big_endian_and_fortran_arrays_are_stored_plainly(tmp_path: Path) -> None:

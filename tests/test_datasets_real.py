@@ -116,11 +116,13 @@ def test_counts_and_statistics(dataset: Dataset) -> None:
     }
     assert manifest["train_inputs_raw"]["mean"] / 255 == pytest.approx(0.1307, abs=1e-4)
     assert manifest["train_inputs_raw"]["std"] / 255 == pytest.approx(0.3081, abs=1e-4)
-    assert dataset.train_inputs.shape == (60000, 28, 28, 1)
-    assert dataset.train_inputs.dtype == np.float32
-    assert dataset.train_inputs.mean(dtype=np.float64) == pytest.approx(0, abs=1e-3)
-    assert dataset.train_inputs.std(dtype=np.float64) == pytest.approx(1, abs=1e-3)
-    assert dataset.train_targets.shape == (60000, 10)
+    inputs, targets = dataset.evaluation_set("train", None, np.float32)
+    assert inputs.shape == (60000, 28, 28, 1)
+    assert inputs.dtype == np.float32
+    assert inputs.mean(dtype=np.float64) == pytest.approx(0, abs=1e-3)
+    assert inputs.std(dtype=np.float64) == pytest.approx(1, abs=1e-3)
+    assert targets.shape == (60000, 10)
+    assert (targets.argmax(axis=1) == dataset.train_labels).all()
     assert "tensorflow-datasets" in manifest["versions"]
 
 

@@ -136,7 +136,7 @@ def test_a_value_survives_the_rounding_of_generated_ones(value):
         ({"seed": [-1]}, ["grid.seed[0]: -1"]),
         ({"momentum": [1]}, ["grid.momentum[0]: 1", "below 1"]),
         ({"width": [0]}, ["grid.width[0]: 0"]),
-        ({"activation": ["gelu"]}, ["grid.activation[0]: 'gelu'", "relu, tanh, identity"]),
+        ({"activation": ["selu"]}, ["grid.activation[0]: 'selu'", "relu, tanh, erf, gelu"]),
         ({"learning_rate": {"values": [1], "linspace": {}}}, ["exactly one of"]),
         ({"learning_rate": {"relative_to": "critical"}}, ["exactly one of"]),
         ({"learning_rate": {"vals": [1]}}, ["unknown key 'vals'", "did you mean 'values'"]),

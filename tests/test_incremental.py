@@ -193,7 +193,7 @@ TRAINED = {"training_shard", "aggregate", "figure"}
 @pytest.mark.parametrize(
     ("module", "old", "new", "expected"),
     [
-        ("training", '"""Train many runs', '"""Train very many runs', set()),
+        ("training", '"""Train the runs', '"""Train all the runs', set()),
         ("training", "import logging\n", "import logging  # for messages\n", set()),
         ("validation", "is not allowed", "is refused", set()),
         ("figures/style", '"""', '"""New. ', set()),

@@ -6,13 +6,19 @@ from typing import Any
 
 import pandas as pd
 
-from sgdphases.config import expand_networks, expand_runs
+from sgdphases.config import MODEL_VERSION, expand_networks, expand_runs
 from sgdphases.errors import InputError
+from sgdphases.grid import hyperparameter_schemas
 from sgdphases.storage import read_parquet
 
-# Column types that do not depend on which runs a shard happens to hold: a column that is null
-# throughout would otherwise lose its type.
-_COLUMN_TYPES = {"phase": "string", "bias_scale": "float64"}
+# Columns of text that may be null besides those of hyperparameters.
+_TEXT_COLUMNS = ("phase", MODEL_VERSION)
+# By JSON type, the column types without and with missing values; both are stored alike.
+_COLUMN_TYPES = {
+    "number": ("float64", "float64"),
+    "integer": ("int64", "Int64"),
+    "boolean": ("bool", "boolean"),
+}
 
 
 def aggregate(
@@ -34,7 +40,10 @@ def aggregate(
         InputError: A wanted item is in no shard.
     """
     parts = [read_parquet(folder / f"{table}.parquet") for folder in shards]
+    # Columns of some shards only come last, in an order that does not depend on the shards' names.
+    common = [column for column in parts[0] if all(column in part for part in parts)]
     merged = pd.concat(parts, ignore_index=True)
+    merged = merged[[*common, *sorted(set(merged) - set(common), key=str)]]
     # Two finished shards may hold the same item after an edit and its undoing.
     first_part = pd.concat(
         [part[[key]].drop_duplicates().assign(part=i) for i, part in enumerate(parts)]
@@ -50,11 +59,27 @@ def aggregate(
         )
     order = {name: i for i, name in enumerate(wanted)}
     merged = merged.sort_values(key, key=lambda names: names.map(order), kind="stable")
-    for column, kind in _COLUMN_TYPES.items():
-        if column in merged:
-            merged[column] = merged[column].astype(kind)
-    ordered: pd.DataFrame = merged.reset_index(drop=True)
-    return ordered
+    return _typed(merged.reset_index(drop=True))
+
+
+def _typed(table: pd.DataFrame) -> pd.DataFrame:
+    """Give columns types that do not depend on which runs a shard happens to hold.
+
+    A column that is null in a whole shard, or that only the runs of some models have, would
+    otherwise lose its type.
+    """
+    types = {column: "string" for column in _TEXT_COLUMNS if column in table}
+    for column, schema in hyperparameter_schemas().items():
+        if column not in table:
+            continue
+        has_nulls = bool(table[column].isna().any())
+        kinds = schema.get("type", "enum")
+        kind = next(k for k in ([kinds] if isinstance(kinds, str) else kinds) if k != "null")
+        if kind in _COLUMN_TYPES:
+            types[column] = _COLUMN_TYPES[kind][has_nulls]
+        elif has_nulls:
+            types[column] = "string"
+    return table.astype(types)
 
 
 def aggregate_curvature(spec: dict[str, Any], shards: Iterable[Path]) -> pd.DataFrame:

@@ -5,6 +5,7 @@ Nothing here imports JAX: every job of a cluster parses the workflow again.
 
 import copy
 import fnmatch
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -13,7 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from sgdphases.errors import InputError
-from sgdphases.grid import LEARNING_RATE_UNIT, content_hash, expand_grid, hyperparameter_schemas
+from sgdphases.grid import (
+    LEARNING_RATE_UNIT,
+    NETWORK_HYPERPARAMETERS,
+    VECTORISED_HYPERPARAMETERS,
+    content_hash,
+    expand_grid,
+    refuse_duplicates,
+)
+from sgdphases.hyperparameters import Origin, check_run, common_hyperparameters, complete_run
+from sgdphases.model_table import is_user_model, model_entry, model_names
+from sgdphases.sections import check_budgets, check_sections, refuse_sections_of_training
+from sgdphases.user_code import user_model_sources
 from sgdphases.validation import (
     as_declared,
     check,
@@ -21,14 +33,12 @@ from sgdphases.validation import (
     fill_defaults,
     load_schema,
     read_yaml,
-    resolve_reference,
     suggest,
 )
 
 # Names are kept here so that the workflow knows them without importing JAX; a test compares them
-# with the registries.
-TRAINING_MODELS = ("fully_connected",)
-# Each with the hyperparameters that define its runs, besides learning rate and seed.
+# with the registry. Each with the hyperparameters that define its runs, besides learning rate and
+# seed.
 THEORY_MODELS = {
     "warmup": ("width",),
     "warmup_descent": ("width",),
@@ -37,28 +47,8 @@ THEORY_MODELS = {
     "linear_model": ("width", "num_samples", "input_dim"),
     "heavy_ball": ("width", "momentum"),
 }
-
-# What defines a network at initialisation, and with it its curvature.
-NETWORK_HYPERPARAMETERS = (
-    "model",
-    "depth",
-    "width",
-    "activation",
-    "parametrisation",
-    "weight_scale",
-    "bias_scale",
-    "loss",
-    "precision",
-    "seed",
-)
-# What may differ between the runs of one compiled program.
-VECTORISED_HYPERPARAMETERS = (
-    "learning_rate",
-    LEARNING_RATE_UNIT,
-    "momentum",
-    "weight_decay",
-    "seed",
-)
+# The version of a user's own model, in each of its runs.
+MODEL_VERSION = "model_version"
 
 CONFIG_SOURCE = "config/config.yaml or --config"
 # What the rules' wildcards match.
@@ -160,7 +150,7 @@ def merge(base: dict[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         base: The document.
         override: Values that replace those of the base. Mappings are merged; a list, an axis of
-            the grid and its points are replaced whole.
+            the grid, its points and a schedule of another kind are replaced whole.
 
     Returns:
         The merged document; neither argument is changed.
@@ -174,6 +164,8 @@ def merge(base: dict[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
             # An axis or a list of points is one value: merging `values` into `logspace` would mix
             # them.
             merged[key] = {**old, **copy.deepcopy(value)}
+        elif key == "schedule" and "kind" in value:
+            merged[key] = copy.deepcopy(value)
         else:
             merged[key] = merge(old, value)
     return merged
@@ -208,19 +200,28 @@ def load_experiment(
     document = merge({k: v for k, v in raw.items() if k != "scales"}, override)
     source = f"{source} (scale {scale})" if override else source
     check(document, schema, source)
-    document = {k: v for k, v in fill_defaults(document, schema).items() if k != "scales"}
-    if document.get("curvature") is not None:
-        curvature_schema = resolve_reference(schema, "#/$defs/curvature")
-        document["curvature"] = fill_defaults(document["curvature"], curvature_schema, schema)
-    document = as_declared(document, schema)
+    if document.get("kind") == "theory":
+        refuse_sections_of_training(document, source)
+    # Defaults of hyperparameters depend on the model: each run is completed on its own.
+    shared = document.pop("hyperparameters")
+    document = {**fill_defaults(document, schema), "hyperparameters": shared}
+    document = as_declared({k: v for k, v in document.items() if k != "scales"}, schema)
     document["dataset"] = _resolve_dataset(document, data, datasets, source)
-    num_runs = _check_semantics(document, source)
+    check_sections(document, source)
+    shared = document["hyperparameters"]
+    settings = expand_grid(shared, document["grid"], source)
+    origin = Origin(source, shared, document["grid"])
+    _check_settings(settings, document, origin)
+    document["model_versions"] = _model_versions(settings, origin)
+    runs = _complete(settings, document)
+    refuse_duplicates(runs, document["grid"], source)
+    check_budgets(runs, document["stopping"], source)
     return {
         "experiment": f"{path.parent.name}/{path.stem}",
         "paper": path.parent.name,
         "scale": scale,
         **document,
-        "num_runs": num_runs,
+        "num_runs": len(runs),
     }
 
 
@@ -253,72 +254,77 @@ def _resolve_dataset(
     return {"name": name, "num_train": entry.get("num_train")}
 
 
-def _check_semantics(document: dict[str, Any], source: str) -> int:
-    """Check what a schema cannot; return the number of runs."""
-    theory = document["kind"] == "theory"
-    shared = document["hyperparameters"]
-    models = tuple(THEORY_MODELS) if theory else TRAINING_MODELS
-    runs = expand_grid(_with_defaults(shared, theory), document["grid"], source)
-    for run in runs:
-        if run["model"] not in models:
-            where = "hyperparameters.model" if run["model"] == shared["model"] else "grid.model"
-            raise InputError(
-                f"{source}: {where}: {run['model']!r} is no {document['kind']} model; allowed: "
-                f"{suggest(run['model'], models)}"
-            )
-        _check_names(run, shared, theory, source)
-    if theory:
-        if document.get("curvature") is not None:
-            given = describe_value(document["curvature"])
-            raise InputError(f"{source}: curvature: {given}: a theory experiment has none")
-        return len(runs)
-    relative = any(run[LEARNING_RATE_UNIT] == "critical" for run in runs)
-    if relative and document.get("curvature") is None:
-        raise InputError(
-            f"{source}: grid.learning_rate.relative_to: 'critical' needs the top NTK eigenvalue; "
-            "allowed: with a curvature section (curvature: {batch_size: 512}), or absolute rates"
-        )
-    if "ntk_top_eigenvalue" in document["measurements"] and document.get("curvature") is None:
-        raise InputError(
-            f"{source}: measurements.ntk_top_eigenvalue: needs a curvature section, whose batch is "
-            "used"
-        )
-    if "converged_output" in document["stopping"]:
-        raise InputError(
-            f"{source}: stopping.converged_output: only a theory experiment may stop by it"
-        )
-    return len(runs)
-
-
-def _check_names(
-    run: Mapping[str, Any], shared: Mapping[str, Any], theory: bool, source: str
+def _check_settings(
+    settings: list[dict[str, Any]], document: Mapping[str, Any], origin: Origin
 ) -> None:
-    """A run has the hyperparameters that its model reads: all of them, and no other."""
-    if theory:
-        needed = {"model", "learning_rate", "seed", *THEORY_MODELS[run["model"]]}
-    else:
-        schemas = hyperparameter_schemas()
-        needed = {"model", "learning_rate", *(k for k, s in schemas.items() if "default" in s)}
-    missing = sorted(needed - set(run))
+    """Check of an experiment's runs, as the file gives them, what a schema cannot."""
+    for setting in settings:
+        if "model" not in setting:
+            raise InputError(
+                f"{origin.source}: hyperparameters: key 'model' is missing, here and in grid; "
+                "required: model"
+            )
+        if document["kind"] == "theory":
+            _check_theory(setting, origin)
+        else:
+            check_run(setting, origin)
+    relative = any(setting.get(LEARNING_RATE_UNIT) == "critical" for setting in settings)
+    if relative and document["kind"] != "theory" and "curvature" not in document:
+        raise InputError(
+            f"{origin.source}: grid.learning_rate.relative_to: 'critical' needs the top NTK "
+            "eigenvalue; allowed: with a curvature section (curvature: {batch_size: 512}), or "
+            "absolute rates"
+        )
+
+
+def _check_theory(setting: Mapping[str, Any], origin: Origin) -> None:
+    model = setting["model"]
+    if model not in THEORY_MODELS:
+        raise InputError(
+            f"{origin.path('model')}: {model!r} is no theory model; allowed: "
+            f"{suggest(model, THEORY_MODELS)}"
+        )
+    needed = {"model", "learning_rate", "seed", *THEORY_MODELS[model]}
+    missing = sorted(needed - set(setting))
     if missing:
         raise InputError(
-            f"{source}: grid: key {missing[0]!r} is missing, in grid and hyperparameters; "
+            f"{origin.source}: grid: key {missing[0]!r} is missing, in grid and hyperparameters; "
             f"required: {', '.join(sorted(needed))}"
         )
-    unused = sorted(set(run) - needed - {LEARNING_RATE_UNIT})
+    unused = sorted(set(setting) - needed - {LEARNING_RATE_UNIT})
     if unused:
-        where = "hyperparameters" if unused[0] in shared else "grid"
         raise InputError(
-            f"{source}: {where}.{unused[0]}: the model {run['model']!r} does not use it; allowed: "
+            f"{origin.path(unused[0])}: the model {model!r} does not use it; allowed: "
             f"{', '.join(sorted(needed))}"
         )
 
 
-def _with_defaults(shared: dict[str, Any], theory: bool) -> dict[str, Any]:
-    """Defaults belong to trained networks; a theory model has only the hyperparameters it names."""
-    schemas = hyperparameter_schemas()
-    defaults = {k: s["default"] for k, s in schemas.items() if "default" in s and not theory}
-    return {**defaults, **{key: as_declared(value, schemas[key]) for key, value in shared.items()}}
+def _model_versions(settings: Iterable[Mapping[str, Any]], origin: Origin) -> dict[str, str]:
+    """Version of each of the user's own models, so that an edited one trains anew."""
+    versions = {}
+    for name in sorted({setting["model"] for setting in settings}):
+        if is_user_model(name):
+            try:
+                sources = user_model_sources(name)
+            except InputError as error:
+                raise InputError(f"{origin.path('model')}: {error}") from None
+            digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sources]
+            versions[name] = content_hash(digests)
+    return versions
+
+
+def _complete(
+    settings: Iterable[Mapping[str, Any]], spec: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    if spec["kind"] == "theory":
+        return [dict(setting) for setting in settings]
+    versions = spec.get("model_versions", {})
+    return [
+        {**complete_run(setting), MODEL_VERSION: versions[setting["model"]]}
+        if setting["model"] in versions
+        else complete_run(setting)
+        for setting in settings
+    ]
 
 
 def expand_runs(spec: dict[str, Any]) -> list[dict[str, Any]]:
@@ -328,13 +334,18 @@ def expand_runs(spec: dict[str, Any]) -> list[dict[str, Any]]:
         One flat mapping per run: `run_id`, a name derived from everything that determines the
         run's numbers, and every hyperparameter under its code name.
     """
-    settings = expand_grid(
-        _with_defaults(spec["hyperparameters"], spec["kind"] == "theory"),
-        spec["grid"],
-        spec["experiment"],
-    )
+    settings = expand_grid(spec["hyperparameters"], spec["grid"], spec["experiment"])
     common = {key: spec.get(key) for key in _RUN_SETTINGS}
-    return [{"run_id": content_hash([common, setting]), **setting} for setting in settings]
+    return [
+        {"run_id": content_hash([common, _builder(run), run]), **run}
+        for run in _complete(settings, spec)
+    ]
+
+
+def _builder(run: Mapping[str, Any]) -> str:
+    """What the name of a run's model stands for; the table of models may change."""
+    name = run["model"]
+    return str(model_entry(name)["function"] if name in model_names() else name)
 
 
 # What, besides its hyperparameters, determines a run's numbers.
@@ -342,17 +353,23 @@ _RUN_SETTINGS = (
     "kind",
     "dataset",
     "stopping",
+    "schedule",
+    "augmentation",
     "measurements",
     "curvature",
     "evaluation",
     "divergence_factor",
     "data_seed",
 )
+# How jobs do their work, which changes their numbers by rounding at most.
+_EXECUTION_SETTINGS = ("lowering", "checkpoint_seconds")
 
 
 def network_of(run: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a run's hyperparameters that defines its network at initialisation."""
-    return {key: run[key] for key in NETWORK_HYPERPARAMETERS}
+    left_out = {"run_id", LEARNING_RATE_UNIT, *common_hyperparameters()}
+    left_out -= set(NETWORK_HYPERPARAMETERS)
+    return {key: value for key, value in run.items() if key not in left_out}
 
 
 def network_id(spec: Mapping[str, Any], run: Mapping[str, Any]) -> str:
@@ -365,7 +382,8 @@ def network_id(spec: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     Returns:
         12 hexadecimal digits.
     """
-    return content_hash([network_of(run), spec["dataset"], spec["curvature"], spec["data_seed"]])
+    settings = [spec[key] for key in ("dataset", "curvature", "data_seed")]
+    return content_hash([network_of(run), _builder(run), *settings])
 
 
 def networks_of(
@@ -394,9 +412,9 @@ def expand_networks(spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 def shape_key(run: Mapping[str, Any]) -> str:
     """Name of the compiled program that a run belongs to."""
-    return content_hash(
-        {k: v for k, v in run.items() if k not in (*VECTORISED_HYPERPARAMETERS, "run_id")}
-    )
+    shared = {k: v for k, v in run.items() if k not in (*VECTORISED_HYPERPARAMETERS, "run_id")}
+    # A program computes outputs of a second head for all its runs or for none.
+    return content_hash([shared, run.get("head_correlation") is not None])
 
 
 def run_settings(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -409,11 +427,25 @@ def run_settings(spec: Mapping[str, Any]) -> dict[str, Any]:
     return in_order
 
 
+def execution_settings(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """How the jobs of an experiment do their work: what no run's identity depends on.
+
+    A changed value must rerun nothing that has finished. Snakemake compares the parameters of a
+    job, but not those whose function takes `input` beside the wildcards.
+
+    Returns:
+        `lowering`, a mapping with what is forced: any of `runs_together` (a number or "all"),
+        `convolution`, `loop`; `checkpoint_seconds`.
+    """
+    forced = {} if spec["lowering"] == "auto" else dict(spec["lowering"])
+    return {"lowering": forced, "checkpoint_seconds": spec["checkpoint_seconds"]}
+
+
 def published_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The resolved experiment as written to spec.yaml.
 
     Captions stay out: they belong to the figures, and an edited caption must not touch the tables.
-    How the runs are grouped into jobs stays out too.
+    How the runs are grouped into jobs, and how these work, stays out too.
     """
-    hidden = ("figures", "runs_per_shard", "networks_per_shard")
+    hidden = ("figures", "runs_per_shard", "networks_per_shard", *_EXECUTION_SETTINGS)
     return {key: value for key, value in spec.items() if key not in hidden}

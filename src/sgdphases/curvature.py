@@ -3,40 +3,81 @@
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from matfree import decomp
 from numpy.typing import NDArray
 
 from sgdphases.datasets.loading import Dataset
-from sgdphases.models import Parameters, build_network
+from sgdphases.losses import kernel_scale
+from sgdphases.models import Parameters, build_network, parameter_dtype
 
 logger = logging.getLogger(__name__)
 
 Apply = Callable[[Parameters, jax.Array], jax.Array]
 
-# The start vector of Lanczos is fixed: the same network gives the same digits.
+# The vectors of Lanczos are drawn from a fixed seed: the same network gives the same digits.
 _LANCZOS_SEED = 0
+
+# Relative residual at which Lanczos may end. The kernels of networks with k outputs have k largest
+# eigenvalues about a percent apart. With 3e-4, in 13 of 8000 starts that lie badly Lanczos ends at
+# the second of them; with 1e-4 in one; with this in none, for one or two products more.
+TOLERANCE = 3e-5
+
+# What networks of one compiled measurement may differ in.
+_NOT_COMPILED = ("network_id", "seed", "richness")
+
+
+def kernel_scale_of(hyperparameters: Mapping[str, Any], num_outputs: int, num_samples: int) -> Any:
+    r"""The factor of the tangent kernel at which 2/λ₀ is a run's critical learning rate.
+
+    .. math:: \frac{s}{\gamma^2} \cdot (N \text{ in µP}), \quad
+        s = \frac{1}{k|B|},\ \frac{1}{|B|},\ 1
+
+    with the s of the loss's normalisation, the richness γ by which outputs are divided, and the
+    width N, by which every step of SGD in µP is multiplied.
+
+    Args:
+        hyperparameters: `loss_normalisation`, `richness` (which may be a traced value),
+            `parametrisation`, `width`.
+        num_outputs: k.
+        num_samples: |B|, the samples that the kernel is taken over.
+
+    Returns:
+        The factor of Σ_p ∂_p f ∂_p f.
+
+    Reference:
+        Catapult paper, SM A; richness paper, eqs. 10–14; catalogue items 1.2 and 1.3.
+    """
+    scale = kernel_scale(hyperparameters["loss_normalisation"], num_outputs, num_samples)
+    if hyperparameters["parametrisation"] in ("mup", "depth_mup"):
+        scale *= hyperparameters["width"]
+    # Divided twice, not by a square, which may overflow where the result does not.
+    return scale / hyperparameters["richness"] / hyperparameters["richness"]
 
 
 def ntk_product(
-    apply: Apply, parameters: Parameters, inputs: jax.Array
+    apply: Apply,
+    parameters: Parameters,
+    inputs: jax.Array,
+    scale: jax.typing.ArrayLike | None = None,
 ) -> Callable[[jax.Array], jax.Array]:
     r"""Multiplication by the empirical NTK matrix.
 
-    .. math:: \Theta_{ij}(x, x') = \frac{1}{k|B|} \sum_p \partial_p f_i(x) \partial_p f_j(x')
+    .. math:: \Theta_{ij}(x, x') = s \sum_p \partial_p f_i(x) \partial_p f_j(x')
 
     One product is a vector–Jacobian product followed by a Jacobian–vector product, around the same
-    linearisation.
+    linearisation. Matrix products are in the full precision of the parameters, whatever JAX's
+    default is at the time.
 
     Args:
         apply: Network function from (parameters, inputs) to outputs (batch, k).
         parameters: Pytree at which the kernel is taken.
         inputs: (batch, ...) samples of the kernel.
+        scale: The factor s, which may be a traced value; None means 1/(k|B|).
 
     Returns:
         Linear function from (batch, k) to (batch, k).
@@ -44,76 +85,207 @@ def ntk_product(
     Reference:
         Catapult paper, SM A.
     """
-    outputs, jacobian_product = jax.linearize(lambda p: apply(p, inputs), parameters)
-    transposed_product = jax.linear_transpose(jacobian_product, parameters)
-    scale = 1.0 / outputs.size
+    with jax.default_matmul_precision("highest"):
+        outputs, jacobian_product = jax.linearize(lambda p: apply(p, inputs), parameters)
+        transposed_product = jax.linear_transpose(jacobian_product, parameters)
+    factor = 1.0 / outputs.size if scale is None else scale
 
     def product(vector: jax.Array) -> jax.Array:
-        (gradient,) = transposed_product(vector)
-        result: jax.Array = scale * jacobian_product(gradient)
-        return result
+        with jax.default_matmul_precision("highest"):
+            (gradient,) = transposed_product(vector)
+            result: jax.Array = jacobian_product(gradient)
+        return result * jnp.asarray(factor, result.dtype)
 
     return product
 
 
 def ntk_top_eigenvalue(
-    apply: Apply, parameters: Parameters, inputs: jax.Array, num_lanczos_steps: int
+    apply: Apply,
+    parameters: Parameters,
+    inputs: jax.Array,
+    num_lanczos_steps: int,
+    scale: jax.typing.ArrayLike | None = None,
+    tolerance: float = TOLERANCE,
 ) -> jax.Array:
     """The largest eigenvalue of the empirical NTK matrix, by Lanczos.
 
-    It is also the largest eigenvalue of the Gauss–Newton matrix of the loss 1/(2k|B|) Σ (f − y)²,
-    so that 2/eigenvalue is the learning rate above which the linearised network diverges.
+    With the scale of `kernel_scale_of`, 2/eigenvalue is the learning rate above which the
+    linearised network diverges; for squared errors it is the largest eigenvalue of the Gauss–Newton
+    matrix of the loss.
 
     Args:
         apply: Network function from (parameters, inputs) to outputs (batch, k).
         parameters: Pytree at which the kernel is taken.
         inputs: (batch, ...) samples of the kernel.
-        num_lanczos_steps: Matrix–vector products; at most batch·k are used.
+        num_lanczos_steps: Matrix–vector products at most; there are never more than batch·k.
+        scale: Factor of the kernel, which may be a traced value; None means 1/(k|B|).
+        tolerance: Lanczos ends once its residual, relative to the eigenvalue, is below this. The
+            relative error is then of the order of its square, and at most about the tolerance where
+            eigenvalues are closer together than that. Networks of ten outputs take about 20 steps.
 
     Returns:
-        The scalar eigenvalue, in inverse units of the learning rate.
+        The scalar eigenvalue, in inverse units of the learning rate; NaN for broken parameters.
 
     Reference:
-        Catapult paper, SM A; Lanczos with full reorthogonalisation from matfree.
+        Catapult paper, SM A.
     """
     shape = jax.eval_shape(apply, parameters, inputs)
-    # From numpy: XLA would take most of its compile time to fold a draw of JAX into a constant.
-    draw = np.random.default_rng(_LANCZOS_SEED).standard_normal(math.prod(shape.shape))
-    start = jnp.asarray(draw, shape.dtype)
-    steps = min(num_lanczos_steps, start.size)
-    product = ntk_product(apply, parameters, inputs)
+    # The scale comes after: squares of a kernel divided by richness² would leave float32.
+    product = ntk_product(apply, parameters, inputs, scale=1.0)
+    factor = 1.0 / math.prod(shape.shape) if scale is None else scale
 
     def flat_product(vector: jax.Array) -> jax.Array:
         return product(vector.reshape(shape.shape)).reshape(-1)
 
-    # Not `tridiag_sym`, whose averaged off-diagonals hide where the recursion was spent.
-    lanczos = decomp.hessenberg(steps, reortho="full", custom_vjp=False)
-    hessenberg = lanczos(flat_product, start).J_small
-    top: jax.Array = jnp.linalg.eigvalsh(_finished_block(hessenberg))[-1]
-    return top
+    eigenvalues = largest_eigenvalues(
+        flat_product, math.prod(shape.shape), shape.dtype, 1, num_lanczos_steps, tolerance
+    )
+    return eigenvalues[0] * jnp.asarray(factor, shape.dtype)
 
 
-def _finished_block(hessenberg: jax.Array) -> jax.Array:
-    """The symmetric tridiagonal matrix of Lanczos, zero behind the point where it was spent.
+class _Krylov(NamedTuple):
+    """A Lanczos iteration after some products.
 
-    A kernel of low rank exhausts its Krylov space after a few products; what follows is normalised
-    rounding noise, which is no longer orthogonal and would add eigenvalues far above the kernel's.
-    The zeros put there hide nothing, as the kernel has no negative eigenvalue.
+    Attributes:
+        num_products: Products so far.
+        basis: (steps, size) orthonormal rows; zeros from `num_products` on.
+        diagonal: (steps,) diagonal of the tridiagonal matrix.
+        off_diagonal: (steps,) what couples a row to the next; the last one so far is the residual.
+        remainder: (size,) direction of the next row.
+        is_spent: Whether that is rounding noise, as the space of the rows is invariant.
+        is_done: Whether another product would change nothing that matters.
+    """
+
+    num_products: jax.Array
+    basis: jax.Array
+    diagonal: jax.Array
+    off_diagonal: jax.Array
+    remainder: jax.Array
+    is_spent: jax.Array
+    is_done: jax.Array
+
+
+def largest_eigenvalues(
+    product: Callable[[jax.Array], jax.Array],
+    size: int,
+    dtype: Any,
+    num_eigenvalues: int,
+    num_products: int,
+    tolerance: float = 0.0,
+) -> jax.Array:
+    """The largest (algebraic) eigenvalues of a symmetric matrix, by Lanczos.
+
+    The iteration is reorthogonalised fully. Where its Krylov space is exhausted, as that of a
+    matrix of low rank or with multiple eigenvalues is, it goes on from a random vector orthogonal
+    to all before, so that every eigenvalue found is one of the matrix restricted to a space, and
+    none is an artefact of rounding.
+
+    An eigenvalue of multiplicity m shows once for each start: before exhaustion, its other copies
+    are found through rounding errors only, and late. Nearly equal eigenvalues are told apart once
+    the number of products suffices to resolve their distance.
 
     Args:
-        hessenberg: (steps, steps) upper Hessenberg matrix of the Arnoldi iteration.
+        product: Multiplication by the matrix, from (size,) to (size,).
+        size: Number of rows of the matrix.
+        dtype: Type of the vectors.
+        num_eigenvalues: How many.
+        num_products: Matrix–vector products at most; there are never more than `size`. As many
+            vectors are kept.
+        tolerance: With a single eigenvalue, the residual ‖A v − λ v‖/|λ| at which to end. For
+            several, all products are made: that those found have converged does not show that none
+            is missing between them.
 
     Returns:
-        (steps, steps) matrix; NaN or infinite entries before that point are kept.
+        (num_eigenvalues,) in descending order; NaN from `size` on, and all NaN where a product is
+        not finite.
+
+    Reference:
+        Golub & Van Loan, Matrix Computations, ch. 10; Daniel, Gragg, Kaufman & Stewart (1976) for
+        when a vector counts as spent. `matfree` has the iteration with a fixed number of steps.
     """
-    diagonal, off_diagonal = jnp.diagonal(hessenberg), jnp.diagonal(hessenberg, -1)
-    # An error of this size in an off-diagonal enters the eigenvalue squared.
-    tolerance = math.sqrt(np.finfo(hessenberg.dtype).eps)
-    is_spent = off_diagonal <= tolerance * jax.lax.cummax(diagonal[:-1])
-    before = jnp.cumsum(is_spent) == 0
-    off_diagonal = jnp.where(before, off_diagonal, 0.0)
-    diagonal = jnp.append(diagonal[0], jnp.where(before, diagonal[1:], 0.0))
-    return jnp.diag(diagonal) + jnp.diag(off_diagonal, -1) + jnp.diag(off_diagonal, 1)
+    steps = min(num_products, size)
+    start = _Krylov(
+        num_products=jnp.zeros((), jnp.int32),
+        basis=jnp.zeros((steps, size), dtype),
+        diagonal=jnp.zeros(steps, dtype),
+        off_diagonal=jnp.zeros(steps, dtype),
+        remainder=jnp.zeros(size, dtype),
+        is_spent=jnp.ones((), bool),  # as the empty space is
+        is_done=jnp.zeros((), bool),
+    )
+
+    def extend(state: _Krylov) -> _Krylov:
+        extended = _extend(state, product)
+        newest = state.num_products
+        coupling = extended.off_diagonal[newest]
+        is_done = ~jnp.isfinite(extended.diagonal[newest] + coupling)
+        if num_eigenvalues == 1:
+            values, vectors = jnp.linalg.eigh(_tridiagonal(extended))
+            residual = coupling * jnp.abs(vectors[newest, -1])
+            is_done |= residual <= tolerance * jnp.abs(values[-1])
+        return extended._replace(is_done=is_done)
+
+    with jax.default_matmul_precision("highest"):
+        end = jax.lax.while_loop(lambda s: (s.num_products < steps) & ~s.is_done, extend, start)
+        values = jnp.linalg.eigvalsh(_tridiagonal(end))[::-1][:num_eigenvalues]
+    values = jnp.where(jnp.arange(len(values)) < end.num_products, values, jnp.nan)
+    is_finite = jnp.all(jnp.isfinite(end.diagonal) & jnp.isfinite(end.off_diagonal))
+    values = jnp.where(is_finite, values, jnp.nan)
+    return jnp.pad(values, (0, num_eigenvalues - len(values)), constant_values=jnp.nan)
+
+
+def _extend(state: _Krylov, product: Callable[[jax.Array], jax.Array]) -> _Krylov:
+    """One more product."""
+
+    def draw() -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(_LANCZOS_SEED), state.num_products)
+        return jax.random.normal(key, state.remainder.shape, state.remainder.dtype)
+
+    def put(rows: jax.Array, newest: jax.Array) -> jax.Array:
+        array: jax.Array
+        array = jax.lax.dynamic_update_index_in_dim(rows, newest, state.num_products, 0)
+        return array
+
+    vector = jax.lax.cond(state.is_spent, draw, lambda: state.remainder)
+    vector = _orthogonal_part(vector, state.basis)
+    vector = vector / _length(vector)
+    basis = put(state.basis, vector)
+    image = product(vector)
+    once = _orthogonal_part(image, basis)
+    twice = _orthogonal_part(once, basis)
+    length = _length(twice)
+    # What the second projection takes away was rounding noise, and then so is what it leaves.
+    is_spent = length <= 0.5 * _length(once)
+    return _Krylov(
+        num_products=state.num_products + 1,
+        basis=basis,
+        diagonal=put(state.diagonal, jnp.vdot(vector, image)),
+        off_diagonal=put(state.off_diagonal, jnp.where(is_spent, 0.0, length)),
+        remainder=twice,
+        is_spent=is_spent,
+        is_done=state.is_done,
+    )
+
+
+def _orthogonal_part(vector: jax.Array, basis: jax.Array) -> jax.Array:
+    return vector - (basis @ vector) @ basis
+
+
+def _length(vector: jax.Array) -> jax.Array:
+    """Euclidean norm, also where the squares would overflow or vanish."""
+    largest = jnp.max(jnp.abs(vector))
+    length: jax.Array = largest * jnp.linalg.norm(vector / jnp.where(largest == 0, 1, largest))
+    return length
+
+
+def _tridiagonal(state: _Krylov) -> jax.Array:
+    """The matrix restricted to the rows so far; below all its eigenvalues in the rows to come."""
+    is_there = jnp.arange(len(state.diagonal)) < state.num_products
+    # By Gershgorin no eigenvalue lies below.
+    bound = 2 * (jnp.max(jnp.abs(state.diagonal)) + 2 * jnp.max(state.off_diagonal))
+    diagonal = jnp.where(is_there, state.diagonal, -bound)
+    coupling = jnp.where(is_there[1:], state.off_diagonal[:-1], 0.0)
+    return jnp.diag(diagonal) + jnp.diag(coupling, -1) + jnp.diag(coupling, 1)
 
 
 def probe_indices(
@@ -147,7 +319,8 @@ def measure_networks(
     Args:
         settings: `curvature` (batch_size, num_batches, num_lanczos_steps), `data_seed`,
             `experiment`.
-        networks: Mappings with `network_id` and the hyperparameters of the network.
+        networks: Mappings with `network_id` and the hyperparameters of the network, among them
+            those of `kernel_scale_of`.
         dataset: The data.
 
     Returns:
@@ -156,21 +329,22 @@ def measure_networks(
     """
     curvature = settings["curvature"]
     indices = probe_indices(
-        len(dataset.train_inputs),
+        dataset.num_train,
         curvature["batch_size"],
         curvature["num_batches"],
         settings["data_seed"],
     )
     rows = []
-    measurements: dict[tuple[Any, ...], Callable[[int], NDArray[np.float64]]] = {}
+    measurements: dict[tuple[Any, ...], Callable[[int, float], NDArray[np.float64]]] = {}
     for network in networks:
-        shape = tuple((k, v) for k, v in network.items() if k not in ("network_id", "seed"))
-        if shape not in measurements:
-            measurements[shape] = _compile_measurement(
-                network, dataset, indices, curvature["num_lanczos_steps"]
-            )
+        shape = tuple((k, v) for k, v in network.items() if k not in _NOT_COMPILED)
+        scale = kernel_scale_of(network, dataset.num_outputs, indices.shape[1])
         with jax.enable_x64(network["precision"] == "float64"):
-            eigenvalues = measurements[shape](network["seed"])
+            if shape not in measurements:
+                measurements[shape] = _compile_measurement(
+                    network, dataset, indices, curvature["num_lanczos_steps"]
+                )
+            eigenvalues = measurements[shape](network["seed"], scale)
         # A kernel of zeros has no finite critical rate.
         with np.errstate(divide="ignore"):
             critical, mean_critical = 2 / eigenvalues, 2 / np.mean(eigenvalues)
@@ -196,22 +370,17 @@ def measure_networks(
 
 def _compile_measurement(
     network: Mapping[str, Any], dataset: Dataset, indices: NDArray[np.int64], num_lanczos_steps: int
-) -> Callable[[int], NDArray[np.float64]]:
-    """From a seed to the (batches,) eigenvalues; networks that differ in the seed share it."""
-    dtype = np.dtype(network["precision"])
-    function = build_network(
-        network, dataset.train_inputs.shape[1:], dataset.train_targets.shape[1]
-    )
-    init = jax.jit(function.init)
-    measure = jax.jit(lambda p, x: ntk_top_eigenvalue(function.apply, p, x, num_lanczos_steps))
+) -> Callable[[int, float], NDArray[np.float64]]:
+    """From a seed and the kernel's factor to the (batches,) eigenvalues."""
+    function = build_network(network, dataset.input_shape, dataset.num_outputs)
+    measure = jax.jit(lambda p, x: ntk_top_eigenvalue(function.apply, p, x, num_lanczos_steps, 1.0))
+    dtype = parameter_dtype(network["precision"])
 
-    def measure_seed(seed: int) -> NDArray[np.float64]:
-        parameters = init(jax.random.key(seed))
-        values = [
-            measure(parameters, jnp.asarray(dataset.train_inputs[batch], dtype))
-            for batch in indices
-        ]
-        return np.asarray(values, dtype=np.float64)
+    def measure_seed(seed: int, scale: float) -> NDArray[np.float64]:
+        parameters = function.init(jax.random.key(seed))
+        values = [measure(parameters, dataset.inputs_at(batch, dtype)) for batch in indices]
+        # Scaled in double precision: 1/richness² may leave float32.
+        return scale * np.asarray(values, dtype=np.float64)
 
     return measure_seed
 

@@ -14,7 +14,19 @@ from pathlib import Path
 _PACKAGE = "sgdphases"
 _ROOT = Path(__file__).parent
 # Modules that carry no numbers: a reworded message must not retrain anything.
-_IGNORED = {f"{_PACKAGE}.{name}" for name in ("errors", "scripting", "fingerprint", "validation")}
+_IGNORED = {
+    f"{_PACKAGE}.{name}"
+    for name in (
+        "checkpoints",
+        "devices",
+        "errors",
+        "fingerprint",
+        "interruption",
+        "progress",
+        "scripting",
+        "validation",
+    )
+}
 
 
 @cache

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,35 @@ from sgdphases.validation import (
 
 # Where a learning rate's unit is kept in a run: "absolute", or "critical" for units of 2/lambda_0.
 LEARNING_RATE_UNIT = "learning_rate_relative_to"
+# Of the common hyperparameters, those that define a network at initialisation, and with it its
+# curvature; those of the model all do. Centring, a second head and the inverse temperature change
+# outputs or loss, and not the tangent kernel.
+NETWORK_HYPERPARAMETERS = (
+    "model",
+    "parametrisation",
+    "weight_scale",
+    "bias_scale",
+    "richness",
+    "loss",
+    "loss_normalisation",
+    "precision",
+    "seed",
+)
+# What may differ between the runs of one compiled program.
+VECTORISED_HYPERPARAMETERS = (
+    "learning_rate",
+    LEARNING_RATE_UNIT,
+    "momentum",
+    "weight_decay",
+    "first_moment_decay",
+    "second_moment_decay",
+    "epsilon",
+    "richness",
+    "inverse_temperature",
+    "head_correlation",
+    "seed",
+)
+
 _UNITS = ("absolute", "critical")
 _GENERATORS = ("value", "values", "linspace", "logspace")
 # Generated values are rounded to as many digits as one would write, so that a run keeps its
@@ -60,7 +90,8 @@ def expand_grid(
         source: The file, for messages.
 
     Returns:
-        One mapping from hyperparameter to value per run, in the order of the file.
+        One mapping from hyperparameter to value per run, in the order of the file; defaults are
+        not filled in.
 
     Raises:
         InputError: An axis names no hyperparameter or holds no value, a value is not allowed, or a
@@ -72,19 +103,36 @@ def expand_grid(
     else:
         for i, part in enumerate(grid):
             runs.extend(_expand_product(hyperparameters, part, source, ("grid", i)))
+    refuse_duplicates(runs, grid, source)
+    return runs
+
+
+def refuse_duplicates(
+    runs: Iterable[Mapping[str, Any]], grid: dict[str, Any] | list[Any], source: str
+) -> None:
+    """Refuse a grid that lists the same run twice.
+
+    Args:
+        runs: Its runs.
+        grid: The grid as read.
+        source: The file, for messages.
+
+    Raises:
+        InputError: Two runs have the same hyperparameters.
+    """
     seen: set[str] = set()
     for run in runs:
         name = content_hash(run)
         if name in seen:
-            swept = {key: run[key] for key in _swept(grid) if key in run}
+            swept = {key: run[key] for key in swept_names(grid) if key in run}
             raise InputError(
                 f"{source}: grid: the run {describe_value(swept)} is listed twice; allowed: once"
             )
         seen.add(name)
-    return runs
 
 
-def _swept(grid: dict[str, Any] | list[Any]) -> list[str]:
+def swept_names(grid: dict[str, Any] | list[Any]) -> list[str]:
+    """The hyperparameters that a grid, as read, gives values for."""
     parts = [grid] if isinstance(grid, dict) else grid
     names = [key for part in parts for key in part if key != "points"]
     names += [key for part in parts for point in part.get("points", []) for key in point]

@@ -8,21 +8,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgdphases.errors import InputError
+from sgdphases.rate_schedules import RateSchedule
 
 # Steps are counted in 32-bit integers on the device.
 MOST_STEPS = 2**31 - 1
+# Keeps 250/0.5 at 500 steps where the division rounds upwards.
+_MARGIN = 1 - 1e-9
 
 
 def measurement_steps(schedule: Mapping[str, Any], last_step: int) -> NDArray[np.int64]:
     """The steps at which a run is measured.
 
     Every step up to `dense_until`, `points_per_decade` log-spaced steps in each decade, every
-    `every` steps, and always the first. The steps do not depend on `last_step`, so that runs of
-    different length are measured at the same steps however they are grouped; a run's own last
-    step is measured besides.
+    `every` steps, those listed as `steps`, and always the first. The steps do not depend on
+    `last_step`, so that runs of different length are measured at the same steps however they are
+    grouped; a run's own last step is measured besides.
 
     Args:
-        schedule: Mapping with any of `dense_until`, `points_per_decade`, `every`.
+        schedule: Mapping with any of `dense_until`, `points_per_decade`, `every`, `steps`.
         last_step: Largest step of interest.
 
     Returns:
@@ -37,36 +40,68 @@ def measurement_steps(schedule: Mapping[str, Any], last_step: int) -> NDArray[np
         per_decade = schedule["points_per_decade"]
         count = math.ceil(per_decade * math.log10(max(last_step, 1))) + 1
         steps.append(np.rint(10 ** (np.arange(count) / per_decade)).astype(np.int64))
+    if "steps" in schedule:
+        steps.append(np.asarray(schedule["steps"], dtype=np.int64))
     merged = np.unique(np.concatenate(steps))
     return merged[merged <= last_step]
 
 
-def planned_steps(stopping: Mapping[str, Any], learning_rate: float) -> int:
+def planned_steps(
+    stopping: Mapping[str, Any],
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    steps_per_epoch: int = 1,
+    schedule: RateSchedule | None = None,
+) -> int:
     """Steps a run takes unless it diverges or reaches another criterion first.
 
+    The first of these budgets that is used up ends a run: `num_steps`; `epochs`, of which there may
+    be fractions; `physical_time`, the sum of the learning rates of all steps; `decay_time`, which
+    is steps times learning rate times weight decay, the rate being that before any schedule. A run
+    takes `min_steps`, if given, however soon its physical or decay time is over. The steps at a
+    schedule's final rate come after the budget.
+
     Args:
-        stopping: Mapping with `num_steps`, `physical_time` (steps times learning rate) or both, and
-            possibly `min_steps`, which a run takes however soon its physical time is over.
+        stopping: Mapping with at least one of the budgets above, and possibly `min_steps`. Other
+            keys are other criteria and ignored.
         learning_rate: Absolute learning rate.
+        weight_decay: Coefficient of L2; at 0 the decay time never ends.
+        steps_per_epoch: Batches in an epoch.
+        schedule: How the learning rate changes; None for a constant one.
 
     Returns:
-        The smaller of the two budgets, at least 1.
+        The smallest budget and the schedule's extra steps, at least 1.
 
     Raises:
-        InputError: That is more steps than can be counted.
+        InputError: No budget ends the run, or after more steps than can be counted.
+
+    Reference:
+        Catalogue item 1.5; L2 paper, SM A (budgets of c/(ηλ)); catapult paper, fig. 5 (steps at a
+        final rate).
     """
+    schedule = schedule or RateSchedule()
     budgets: list[float] = []
     if "num_steps" in stopping:
         budgets.append(stopping["num_steps"])
+    if "epochs" in stopping:
+        budgets.append(stopping["epochs"] * steps_per_epoch * _MARGIN)
+    times: list[float] = []
     if "physical_time" in stopping:
-        # The small margin keeps 250/0.5 at 500 steps where the division rounds upwards.
-        steps = stopping["physical_time"] / learning_rate * (1 - 1e-9)
-        # In this order: max() of a number and NaN is its first argument.
-        budgets.append(max(steps, stopping.get("min_steps", 1)))
-    steps = min(budgets)
+        times.append(stopping["physical_time"] / learning_rate / schedule.mean_factor)
+    if "decay_time" in stopping and weight_decay > 0:
+        times.append(stopping["decay_time"] / learning_rate / weight_decay)
+    # In this order: max() of a number and NaN is its first argument.
+    budgets += [max(steps * _MARGIN, stopping.get("min_steps", 1)) for steps in times]
+    if not budgets:
+        reason = " ends no run of weight_decay 0" if "decay_time" in stopping else " ends no run"
+        raise InputError(
+            f"stopping: {dict(stopping)}{reason}; "
+            "allowed: any of num_steps, epochs, physical_time besides"
+        )
+    steps = min(budgets) + schedule.extra_steps
     if not steps <= MOST_STEPS:
         raise InputError(
             f"stopping: {dict(stopping)} takes {steps:.3g} steps at the learning rate "
             f"{learning_rate:.6g}; allowed: at most {MOST_STEPS}"
         )
-    return max(1, math.ceil(steps))
+    return max(1, math.ceil(min(budgets))) + schedule.extra_steps

@@ -1,5 +1,6 @@
 """What every workflow script does: log, and end on bad input with one line."""
 
+import errno
 import logging
 import os
 import sys
@@ -8,8 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sgdphases.errors import InputError
+from sgdphases.interruption import EXIT_REQUEUE, Interrupted
 
 EXIT_BAD_INPUT = 2
+
+# What the user can do something about where a file cannot be written or read.
+_STORAGE_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+)
 
 
 @contextmanager
@@ -28,23 +35,40 @@ def ending_on_bad_input() -> Iterator[None]:
 def run_script(action: Callable[[], None], log: Sequence[str]) -> None:
     """Run the body of a workflow script.
 
-    Messages go to standard error and to the rule's log file. An InputError ends the process with
-    one line and exit code 2; any other exception is a fault of the program and shows its traceback.
+    Messages go to standard error and to the rule's log file. An InputError, a full disk and a
+    folder without permission end the process with one line and exit code 2; an interruption with
+    one line and EXIT_REQUEUE. Any other exception is a fault of the program and shows its
+    traceback.
 
     Args:
         action: The body of the script.
         log: The rule's log files; the first is written, an empty sequence writes none.
     """
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
-    if log:
-        Path(log[0]).parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(log[0], mode="w", encoding="utf-8"))
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=handlers, force=True)
+    # A full disk that takes no line of the log must not hide the one line that says so.
+    logging.raiseExceptions = False
+    console = logging.StreamHandler(sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[console], force=True)
     logging.getLogger("sgdphases").setLevel(logging.INFO)
+    logger = logging.getLogger(__name__)
     try:
+        if log:
+            Path(log[0]).parent.mkdir(parents=True, exist_ok=True)
+            logging.getLogger().addHandler(logging.FileHandler(log[0], mode="w", encoding="utf-8"))
         action()
     except InputError as error:
-        logging.getLogger(__name__).error("error: %s", error)
+        logger.error("error: %s", error)
+        sys.exit(EXIT_BAD_INPUT)
+    except Interrupted as interruption:
+        logger.warning("%s", interruption)
+        sys.exit(EXIT_REQUEUE)
+    except OSError as error:
+        if error.errno not in _STORAGE_ERRORS:
+            raise
+        logger.error(
+            "error: %s: %s; what is finished is kept",
+            error.filename or "a file",
+            os.strerror(error.errno),
+        )
         sys.exit(EXIT_BAD_INPUT)
 
 

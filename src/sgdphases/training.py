@@ -1,396 +1,201 @@
-"""Train many runs in one compiled program and measure them on the way.
+"""Train the runs of one shard together and measure them on the way."""
 
-The runs of a shard share their compiled shape and differ in learning rate, momentum, weight decay
-and seed. One program advances all of them, over runs inside a loop over steps, on the same batches;
-a run that has diverged or ended keeps its parameters from then on. Between the measurement steps
-nothing returns to the host.
-"""
-
+import functools
 import logging
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pandas as pd
 from numpy.typing import NDArray
 
-from sgdphases.curvature import ntk_top_eigenvalue, probe_indices
+from sgdphases import measurements
+from sgdphases.augmentation import read_augmentation
+from sgdphases.batches import Segment, open_batches
+from sgdphases.checkpoints import Checkpoint, CheckpointFolder, make_identity
+from sgdphases.curvature import probe_indices
 from sgdphases.datasets.loading import Dataset
-from sgdphases.losses import LOSSES, accuracy
-from sgdphases.models import Network, Parameters, build_network
-from sgdphases.phases import classify_phase
+from sgdphases.devices import (
+    device_memory,
+    estimate_memory,
+    is_out_of_memory,
+    pad_runs,
+    replicated_sharding,
+    run_mesh,
+    run_sharding,
+    runs_per_program,
+)
+from sgdphases.errors import InputError
+from sgdphases.grid import VECTORISED_HYPERPARAMETERS, content_hash
+from sgdphases.interruption import Interrupted, Interruption, saving_on_signal
+from sgdphases.losses import LossFunction
+from sgdphases.lowering import (
+    candidate_lowerings,
+    choose_lowering,
+    is_worth_a_trial,
+)
+from sgdphases.measurements import EVALUATION_CHUNK, Measurement, Member, Samples, measure_runs
+from sgdphases.models import Network, build_network, parameter_dtype
+from sgdphases.optimizers import OptimizerRule
+from sgdphases.progress import Progress, matrix_product_flop
+from sgdphases.rate_schedules import physical_time, read_rate_schedule
+from sgdphases.runs import (
+    DIVERGED,
+    FINISHED,
+    RUNNING,
+    STATUS_NAMES,
+    STOPPED,
+    Batches,
+    Lowering,
+    Rules,
+    RunHyperparameters,
+    RunState,
+    advance,
+    advance_stepwise,
+    frozen_outputs,
+    frozen_parameters,
+    initial_parameters,
+    start_run,
+    start_runs,
+    step_run,
+)
 from sgdphases.schedule import measurement_steps, planned_steps
+from sgdphases.summary import summarise_runs
 
 logger = logging.getLogger(__name__)
 
-RUNNING, FINISHED, STOPPED, DIVERGED = range(4)
-STATUS_NAMES = ("running", "finished", "stopped", "diverged")
-
-# Steps whose batch indices are sent to the device at once.
-_LONGEST_SEGMENT = 1024
-# Samples that losses and accuracies are computed on at once, to bound memory.
-_EVALUATION_CHUNK = 2048
-_SECONDS_BETWEEN_MESSAGES = 10.0
-
-
-class RunHyperparameters(NamedTuple):
-    """What differs between the runs of one program; a field is (runs,), or a scalar of one run."""
-
-    learning_rate: jax.Array
-    momentum: jax.Array
-    weight_decay: jax.Array
-    num_steps: jax.Array
-
-
-class RunState(NamedTuple):
-    """What a run carries from step to step; with a leading axis, what all runs carry.
-
-    Attributes:
-        parameters: The network's parameters.
-        optimizer_state: State of the optax transformation.
-        step: Updates taken so far.
-        status: RUNNING, FINISHED, STOPPED or DIVERGED.
-        initial_loss: Loss on the first batch.
-        peak_loss: Largest loss on any batch so far; infinite where it was no number.
-    """
-
-    parameters: Parameters
-    optimizer_state: Any
-    step: jax.Array
-    status: jax.Array
-    initial_loss: jax.Array
-    peak_loss: jax.Array
+# Longer segments would keep signals and checkpoints waiting.
+_SECONDS_PER_SEGMENT = 2.0
+# Time that each lowering is tried for, besides its compilation.
+_SECONDS_PER_TRIAL = 0.3
+_MATRIX_PRECISION = {"tensorfloat32": "tensorfloat32", "bfloat16": "bfloat16"}
 
 
 @dataclass(frozen=True)
-class Rules:
-    """What all runs of a program share.
+class TrainedShard:
+    """Tables of a shard's runs: `runs`, one row per run; `history`, one per run and measurement."""
+
+    runs: pd.DataFrame
+    history: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a shard is computed; nothing here changes its numbers but for rounding.
 
     Attributes:
-        loss: Name of the loss.
-        has_momentum: Whether the optimiser keeps a momentum buffer.
-        divergence_factor: A loss above this multiple of the initial one is divergent.
-        train_accuracy: Accuracy on the batch at which a run stops, or None.
-        lowering: "map": the runs take their step one after the other, and one that has ended costs
-            nothing; fastest on CPU. "vmap": all runs take their step as one batched operation;
-            for accelerators.
+        lowering: Fields of `Lowering` that are forced, "all" runs together included; what is not
+            named is chosen.
+        checkpoint_folder: Where the shard's checkpoints are kept, or None for none.
+        checkpoint_seconds: Seconds between them.
+        cache_folder: Where choices of lowerings are kept, or None.
+        jobs: Jobs that share the memory of this machine.
+        most_runs: Most runs of one program, or None for as many as memory holds.
+        version: Version of the code; a checkpoint of another one is not used.
     """
 
-    loss: str
-    has_momentum: bool
-    divergence_factor: float
-    train_accuracy: float | None
-    lowering: str
+    lowering: Mapping[str, Any] | None = None
+    checkpoint_folder: Path | None = None
+    checkpoint_seconds: float = 60.0
+    cache_folder: Path | None = None
+    jobs: int = 1
+    most_runs: int | None = None
+    version: str = ""
 
 
-def choose_lowering() -> str:
-    """The lowering for the default device; `benchmarks/lowering.py` measures both."""
-    return "map" if jax.default_backend() == "cpu" else "vmap"
+def train_shard(
+    settings: Mapping[str, Any],
+    runs: Sequence[Mapping[str, Any]],
+    network_ids: Sequence[str],
+    dataset: Dataset,
+    critical: Mapping[str, float],
+    execution: Execution | None = None,
+) -> TrainedShard:
+    """Train the runs of one shard together.
 
-
-def make_optimizer(hyper: RunHyperparameters, has_momentum: bool) -> optax.GradientTransformation:
-    r"""SGD with momentum and coupled L2 regularisation.
-
-    .. math:: m \leftarrow \mu m + \nabla L + \lambda\theta, \quad
-        \theta \leftarrow \theta - \eta m
+    As many runs as fit into memory form a program. Where the device has too little memory all the
+    same, the number is halved and training goes on.
 
     Args:
-        hyper: Scalars of one run; traced values are allowed.
-        has_momentum: Whether there is a momentum buffer at all.
+        settings: The resolved experiment: `experiment`, `stopping`, `schedule`, `measurements`,
+            `curvature`, `evaluation`, `augmentation`, `divergence_factor`, `data_seed`.
+        runs: Runs of one compiled shape.
+        network_ids: Network of each run.
+        dataset: The data.
+        critical: Critical learning rate of each network; empty without a curvature stage.
+        execution: How the shard is computed.
 
-    Reference:
-        Catalogue item 1.1.4: the regulariser λ/2·‖θ‖² acts on all parameters and passes through
-        the momentum buffer.
+    Returns:
+        The shard's tables.
+
+    Raises:
+        InputError: A setting does not fit the data, or a single run does not fit into memory.
+        Interrupted: A signal asked to end; what has been done is saved in the checkpoint folder.
     """
-    return optax.chain(
-        optax.add_decayed_weights(hyper.weight_decay),
-        optax.sgd(hyper.learning_rate, momentum=hyper.momentum if has_momentum else None),
+    execution = execution or Execution()
+    precision = runs[0]["precision"]
+    matrix_precision = _MATRIX_PRECISION.get(precision, "highest")
+    pending = [list(zip(runs, network_ids, strict=True))]
+    if execution.most_runs is not None:
+        pending = _cut(pending[0], execution.most_runs)
+    finished: list[TrainedShard] = []
+    with (
+        saving_on_signal() as interruption,
+        jax.enable_x64(precision == "float64"),
+        jax.default_matmul_precision(matrix_precision),
+    ):
+        while pending:
+            part = pending.pop(0)
+            try:
+                trainer = _Trainer(settings, part, dataset, critical, execution, interruption)
+                fitting = trainer.runs_that_fit()
+                if fitting < len(part):
+                    logger.info("memory holds %d of %d runs at once", fitting, len(part))
+                    pending[:0] = _cut(part, fitting)
+                    continue
+                finished.append(trainer.train())
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(part) == 1:
+                    raise InputError(
+                        f"{settings['experiment']}: a single run does not fit into the memory of "
+                        f"the device ({str(error).splitlines()[0]}); allowed: a smaller width, "
+                        "batch_size, or measurement batch"
+                    ) from None
+                half = math.ceil(len(part) / 2)
+                logger.warning(
+                    "out of device memory with %d runs at once: going on with %d", len(part), half
+                )
+                pending[:0] = _cut(part, half)
+    return TrainedShard(
+        runs=pd.concat([shard.runs for shard in finished], ignore_index=True),
+        history=pd.concat([shard.history for shard in finished], ignore_index=True),
     )
 
 
-def start_run(
-    network: Network, rules: Rules, hyper: RunHyperparameters, seed: jax.Array
-) -> RunState:
-    """The state of one run before its first step.
-
-    Args:
-        network: The network.
-        rules: What all runs share.
-        hyper: Scalars of the run.
-        seed: Scalar seed of the parameters.
-
-    Returns:
-        The run with parameters drawn from the seed.
-    """
-    parameters = network.init(jax.random.key(seed))
-    dtype = jax.tree.leaves(parameters)[0].dtype
-    return RunState(
-        parameters=parameters,
-        optimizer_state=make_optimizer(hyper, rules.has_momentum).init(parameters),
-        step=jnp.zeros((), jnp.int32),
-        status=jnp.full((), RUNNING, jnp.int32),
-        initial_loss=jnp.full((), jnp.nan, dtype),
-        peak_loss=jnp.full((), -jnp.inf, dtype),
-    )
+_Part = list[tuple[Mapping[str, Any], str]]
 
 
-def step_run(
-    network: Network,
-    rules: Rules,
-    state: RunState,
-    hyper: RunHyperparameters,
-    inputs: jax.Array,
-    targets: jax.Array,
-) -> RunState:
-    """One step of one run, or nothing where the run has ended.
-
-    The loss is that of the batch before the update. A run whose loss is not finite, or exceeds
-    `divergence_factor` times its initial loss, takes no further update.
-
-    Args:
-        network: The network.
-        rules: What all runs share.
-        state: The run before the step.
-        hyper: Scalars of the run.
-        inputs: (batch, ...) inputs.
-        targets: (batch, outputs) targets.
-
-    Returns:
-        The run after the step.
-    """
-
-    def loss_and_outputs(parameters: Parameters) -> tuple[jax.Array, jax.Array]:
-        outputs = network.apply(parameters, inputs)
-        return LOSSES[rules.loss](outputs, targets), outputs
-
-    (loss, outputs), gradient = jax.value_and_grad(loss_and_outputs, has_aux=True)(state.parameters)
-    running = state.status == RUNNING
-    initial_loss = jnp.where(state.step == 0, loss, state.initial_loss)
-    diverged = ~jnp.isfinite(loss) | (loss > rules.divergence_factor * initial_loss)
-    reached = jnp.zeros((), bool)
-    if rules.train_accuracy is not None:
-        reached = ~diverged & (accuracy(outputs, targets) >= rules.train_accuracy)
-    updating = running & ~diverged & ~reached
-
-    optimizer = make_optimizer(hyper, rules.has_momentum)
-    updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.parameters)
-    parameters = optax.apply_updates(state.parameters, updates)
-
-    step = state.step + updating
-    status = jnp.where(updating & (step >= hyper.num_steps), FINISHED, state.status)
-    status = jnp.where(running & reached, STOPPED, status)
-    status = jnp.where(running & diverged, DIVERGED, status)
-    seen_loss = jnp.where(jnp.isnan(loss), jnp.inf, loss)
-    peak_loss = jnp.where(running, jnp.maximum(state.peak_loss, seen_loss), state.peak_loss)
-
-    # A selection, not a product with zero: infinities of a diverged run must not reach its kept
-    # parameters.
-    def keep(new: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.where(updating, new, old)
-
-    return RunState(
-        parameters=jax.tree.map(keep, parameters, state.parameters),
-        optimizer_state=jax.tree.map(keep, optimizer_state, state.optimizer_state),
-        step=step,
-        status=status.astype(jnp.int32),
-        initial_loss=initial_loss,
-        peak_loss=peak_loss,
-    )
+def _cut(part: _Part, size: int) -> list[_Part]:
+    return [part[start : start + size] for start in range(0, len(part), size)]
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def start_runs(
-    network: Network, rules: Rules, hyper: RunHyperparameters, seeds: jax.Array
-) -> RunState:
-    """The state of all runs before their first step.
-
-    Args:
-        network: The network.
-        rules: What all runs share.
-        hyper: Hyperparameters, each (runs,).
-        seeds: (runs,) seeds.
-
-    Returns:
-        State of the runs, with a leading axis over runs.
-    """
-    # Not vmap: batched random draws take twice as long to compile.
-    states: RunState = jax.lax.map(lambda run: start_run(network, rules, *run), (hyper, seeds))
-    return states
-
-
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2,))
-def advance(
-    network: Network,
-    rules: Rules,
-    states: RunState,
-    hyper: RunHyperparameters,
-    inputs: jax.Array,
-    targets: jax.Array,
-    batches: jax.Array | None,
-    num_steps: jax.Array,
-) -> RunState:
-    """Advance all runs by up to `num_steps` steps, fewer when every run has ended.
-
-    Args:
-        network: The network.
-        rules: What all runs share.
-        states: State of the runs, with a leading axis over runs.
-        hyper: Hyperparameters, each (runs,).
-        inputs: (samples, ...) training inputs.
-        targets: (samples, outputs) training targets.
-        batches: (longest segment, batch) sample indices of which the first `num_steps` rows count,
-            or None for full-batch descent.
-        num_steps: Steps to take; a traced value, so that segments of any length share a program.
-
-    Returns:
-        State of the runs afterwards.
-    """
-
-    def step_running(
-        state: RunState, run_hyper: RunHyperparameters, batch: tuple[jax.Array, jax.Array]
-    ) -> RunState:
-        result: RunState = jax.lax.cond(
-            state.status == RUNNING,
-            lambda s: step_run(network, rules, s, run_hyper, *batch),
-            lambda s: s,
-            state,
-        )
-        return result
-
-    def step_all(current: RunState, batch: tuple[jax.Array, jax.Array]) -> RunState:
-        result: RunState
-        if rules.lowering == "map":
-            result = jax.lax.map(lambda run: step_running(run[0], run[1], batch), (current, hyper))
-        else:
-            batched = jax.vmap(partial(step_run, network, rules), in_axes=(0, 0, None, None))
-            result = batched(current, hyper, *batch)
-        return result
-
-    def unfinished(carry: tuple[jax.Array, RunState]) -> jax.Array:
-        index, current = carry
-        return (index < num_steps) & jnp.any(current.status == RUNNING)
-
-    def body(carry: tuple[jax.Array, RunState]) -> tuple[jax.Array, RunState]:
-        index, current = carry
-        batch = (inputs, targets)
-        if batches is not None:
-            batch = (inputs[batches[index]], targets[batches[index]])
-        return index + 1, step_all(current, batch)
-
-    start = (jnp.zeros((), jnp.int32), states)
-    result: RunState = jax.lax.while_loop(unfinished, body, start)[1]
-    return result
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def evaluate(
-    network: Network,
-    loss: str,
-    parameters: Parameters,
-    wanted: jax.Array,
-    inputs: jax.Array,
-    targets: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Loss and accuracy of the wanted runs on a set of samples.
-
-    Args:
-        network: The network.
-        loss: Name of the loss.
-        parameters: Parameters with a leading axis over runs.
-        wanted: (runs,) whether to evaluate a run; the others cost nothing.
-        inputs: (samples, ...).
-        targets: (samples, outputs).
-
-    Returns:
-        (runs,) losses and (runs,) accuracies, NaN where not wanted.
-    """
-
-    def evaluate_run(run_parameters: Parameters) -> tuple[jax.Array, jax.Array]:
-        outputs = jnp.concatenate(
-            [
-                network.apply(run_parameters, inputs[start : start + _EVALUATION_CHUNK])
-                for start in range(0, len(inputs), _EVALUATION_CHUNK)
-            ]
-        )
-        return LOSSES[loss](outputs, targets), accuracy(outputs, targets)
-
-    result: tuple[jax.Array, jax.Array] = _map_wanted(evaluate_run, parameters, wanted)
-    return result
-
-
-@partial(jax.jit, static_argnums=(0, 4))
-def measure_curvature(
-    network: Network,
-    parameters: Parameters,
-    wanted: jax.Array,
-    inputs: jax.Array,
-    num_lanczos_steps: int,
-) -> jax.Array:
-    """Top NTK eigenvalue of the wanted runs.
-
-    Args:
-        network: The network.
-        parameters: Parameters with a leading axis over runs.
-        wanted: (runs,) whether to measure a run; the others cost nothing.
-        inputs: (samples, ...) of the kernel.
-        num_lanczos_steps: Products per measurement.
-
-    Returns:
-        (runs,) eigenvalues, NaN where not wanted.
-    """
-
-    def measure(run_parameters: Parameters) -> jax.Array:
-        return ntk_top_eigenvalue(network.apply, run_parameters, inputs, num_lanczos_steps)
-
-    eigenvalues: jax.Array = _map_wanted(measure, parameters, wanted)
-    return eigenvalues
-
-
-def _map_wanted(
-    function: Callable[[Parameters], Any], parameters: Parameters, wanted: jax.Array
-) -> Any:
-    """`function` of each wanted run in turn, and NaN, without the work, of the others."""
-
-    def apply_one(run: tuple[Parameters, jax.Array]) -> Any:
-        run_parameters, is_wanted = run
-        shapes = jax.eval_shape(function, run_parameters)
-        nothing = jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), shapes)
-        return jax.lax.cond(is_wanted, function, lambda _: nothing, run_parameters)
-
-    return jax.lax.map(apply_one, (parameters, wanted))
-
-
-def batch_indices(
-    num_train: int, batch_size: int, first_step: int, num_steps: int, seed: int
-) -> NDArray[np.int32]:
-    """Samples of each step's batch: a fresh permutation every epoch, without the incomplete rest.
-
-    Args:
-        num_train: Number of training samples.
-        batch_size: Samples per batch, at most `num_train`.
-        first_step: Step of the first row.
-        num_steps: Number of rows.
-        seed: The experiment's data seed; the batches depend on it and on the step alone.
-
-    Returns:
-        (steps, batch) indices.
-    """
-    per_epoch = num_train // batch_size
-    steps = np.arange(first_step, first_step + num_steps)
-    rows = np.empty((num_steps, batch_size), dtype=np.int32)
-    for epoch in np.unique(steps // per_epoch):
-        # The leading 1 keeps this stream apart from that of the curvature's batches.
-        order = np.random.default_rng([seed, 1, epoch]).permutation(num_train)
-        batches = order[: per_epoch * batch_size].reshape(per_epoch, batch_size)
-        here = steps // per_epoch == epoch
-        rows[here] = batches[steps[here] % per_epoch]
-    return rows
+@functools.lru_cache(maxsize=32)
+def _network(
+    hyperparameters: tuple[tuple[str, Any], ...],
+    input_shape: tuple[int, ...],
+    num_outputs: int,
+    convolution: str,
+) -> Network:
+    """The network of a shape; always the same object, as compiled programs are kept by it."""
+    return build_network(dict(hyperparameters), input_shape, num_outputs, convolution)
 
 
 def resolve_learning_rates(
@@ -416,272 +221,579 @@ def resolve_learning_rates(
     return np.asarray(rates, dtype=np.float64)
 
 
-@dataclass(frozen=True)
-class TrainedShard:
-    """Tables of a shard's runs: `runs`, one row per run; `history`, one per run and measurement."""
-
-    runs: pd.DataFrame
-    history: pd.DataFrame
-
-
-def train_shard(
-    settings: Mapping[str, Any],
-    runs: Sequence[Mapping[str, Any]],
-    network_ids: Sequence[str],
-    dataset: Dataset,
-    critical: Mapping[str, float],
-) -> TrainedShard:
-    """Train the runs of one shard together.
-
-    Args:
-        settings: The resolved experiment: `experiment`, `stopping`, `measurements`, `curvature`,
-            `evaluation`, `divergence_factor`, `data_seed`.
-        runs: Runs of one compiled shape.
-        network_ids: Network of each run.
-        dataset: The data.
-        critical: Critical learning rate of each network; empty without a curvature stage.
-
-    Returns:
-        The shard's tables.
-    """
-    with jax.enable_x64(runs[0]["precision"] == "float64"):
-        return _Trainer(settings, runs, network_ids, dataset, critical).train()
+def _frozen_kind(run: Mapping[str, Any]) -> str | None:
+    if run["centered"]:
+        return "centered"
+    return None if run["head_correlation"] is None else "second_head"
 
 
 class _Trainer:
-    """Holds what stays the same while a shard trains, and the record.
-
-    The losses at step 0 fix which losses count as divergent from then on.
-    """
+    """Holds what stays the same while the runs of one program train, and the record."""
 
     def __init__(
         self,
         settings: Mapping[str, Any],
-        runs: Sequence[Mapping[str, Any]],
-        network_ids: Sequence[str],
+        part: _Part,
         dataset: Dataset,
         critical: Mapping[str, float],
+        execution: Execution,
+        interruption: Interruption,
     ) -> None:
-        shared = runs[0]
-        self.settings = settings
+        runs, network_ids = [dict(run) for run, _ in part], [network for _, network in part]
+        self.settings, self.execution, self.interruption = settings, execution, interruption
+        self.dataset, self.shared = dataset, runs[0]
         self.table = pd.DataFrame(runs)
         # A hyperparameter that is null throughout would otherwise lose its type.
         nulls = self.table.columns[self.table.isna().all()]
         self.table[nulls] = self.table[nulls].astype(np.float64)
-        rates = resolve_learning_rates(runs, critical, network_ids)
-        self.table["learning_rate"] = rates
+        self.rates = resolve_learning_rates(runs, critical, network_ids)
+        self.table["learning_rate"] = self.rates
         self.table["critical_learning_rate"] = [critical.get(n, np.nan) for n in network_ids]
-        self.num_steps = np.array([planned_steps(settings["stopping"], rate) for rate in rates])
-        dtype = np.dtype(shared["precision"])
-        self.hyper = RunHyperparameters(
-            learning_rate=jnp.asarray(rates, dtype),
-            momentum=jnp.asarray(self.table["momentum"].to_numpy(), dtype),
-            weight_decay=jnp.asarray(self.table["weight_decay"].to_numpy(), dtype),
-            num_steps=jnp.asarray(self.num_steps, jnp.int32),
+        self.dtype = np.dtype(parameter_dtype(self.shared["precision"]))
+        self.augmentation = read_augmentation(settings.get("augmentation"))
+        self.rate_schedule = read_rate_schedule(settings.get("schedule"))
+        self.batch_size = min(self.shared["batch_size"], dataset.num_train)
+        self.full_batch = self.batch_size == dataset.num_train
+        self.num_steps = np.array(
+            [
+                planned_steps(
+                    settings["stopping"],
+                    rate,
+                    run["weight_decay"],
+                    dataset.num_train // self.batch_size,
+                    self.rate_schedule,
+                )
+                for run, rate in zip(runs, self.rates, strict=True)
+            ]
         )
-        self.inputs = jnp.asarray(dataset.train_inputs, dtype)
-        self.targets = jnp.asarray(dataset.train_targets, dtype)
-        evaluation = settings["evaluation"]
-        self.evaluation_sets = {
-            "train": (
-                self.inputs[: evaluation.get("num_train")],
-                self.targets[: evaluation.get("num_train")],
-            ),
-            "test": (
-                jnp.asarray(dataset.test_inputs[: evaluation.get("num_test")], dtype),
-                jnp.asarray(dataset.test_targets[: evaluation.get("num_test")], dtype),
-            ),
-        }
-        self.batch_size = shared["batch_size"]
-        self.full_batch = self.batch_size >= len(self.inputs)
+        self.last_step = int(self.num_steps.max())
+        self.mesh = run_mesh(min(jax.local_device_count(), len(runs)))
+        self.platform = self.mesh.devices.flat[0].platform
+        self.rules = self._rules()
+        self.hyper, self.seeds = self._hyperparameters()
+        not_of_shape = (*VECTORISED_HYPERPARAMETERS, "run_id")
+        self.shape = tuple(sorted((k, v) for k, v in runs[0].items() if k not in not_of_shape))
+        self.networks = functools.partial(
+            _network, self.shape, tuple(dataset.input_shape), dataset.num_outputs
+        )
+        # For measurements, one run after the other.
+        self.network = self.networks("explicit" if self.platform == "cpu" else "native")
+        shapes = jax.eval_shape(self.network.init, jax.random.key(0))
+        self.has_convolutions = any(leaf.ndim == 4 for leaf in jax.tree.leaves(shapes))
+
+    def _rules(self) -> Rules:
+        shared, settings = self.shared, self.settings
         stopping_accuracy = settings["stopping"].get("train_accuracy")
-        self.stopping_accuracy = stopping_accuracy
-        self.rules = Rules(
-            loss=shared["loss"],
-            has_momentum=bool((self.table["momentum"] > 0).any()),
+        # A batch of a part of the data, or of changed data, says too little: measurements decide.
+        by_batch = self.full_batch and not self.augmentation.changes_anything
+        self.stopping_accuracy = None if by_batch else stopping_accuracy
+        twin = settings["measurements"].get("linearized_distance")
+        return Rules(
+            loss=LossFunction(shared["loss"], shared["loss_normalisation"], shared["label_shift"]),
+            optimizer=OptimizerRule(
+                name=shared["optimizer"],
+                has_momentum=bool((self.table["momentum"] > 0).any()),
+                weight_decay_rule=shared["weight_decay_rule"],
+                auto_l2_interval=shared["auto_l2_interval"],
+            ),
+            rate_schedule=self.rate_schedule,
+            parametrisation=shared["parametrisation"],
+            width=shared.get("width", 1),
+            frozen=_frozen_kind(shared),
             divergence_factor=settings["divergence_factor"],
-            # On a part of the data the batch says too little: then the measurements decide.
-            train_accuracy=stopping_accuracy if self.full_batch else None,
-            lowering=choose_lowering(),
+            train_accuracy=stopping_accuracy if by_batch else None,
+            is_linearized=shared["linearize_at"] is not None,
+            twin_from=None if twin is None else twin["from_step"],
         )
-        self.network = build_network(shared, self.inputs.shape[1:], self.targets.shape[1])
-        schedule = settings["measurements"].get("ntk_top_eigenvalue")
-        self.curvature_steps = None
-        if schedule is not None:
-            self.curvature_steps = measurement_steps(schedule, int(self.num_steps.max()))
-            batch_size, seed = settings["curvature"]["batch_size"], settings["data_seed"]
-            (probe,) = probe_indices(len(self.inputs), batch_size, 1, seed)
-            self.probe_inputs = self.inputs[jnp.asarray(probe)]
-        self.history: list[pd.DataFrame] = []
+
+    def _hyperparameters(self) -> tuple[RunHyperparameters, jax.Array]:
+        """Hyperparameters and seeds of the runs, padded to a multiple of the devices."""
+        frozen: dict[tuple[int, float], int] = {}
+        index = []
+        for run in self.table.to_dict("records"):
+            correlation = run["head_correlation"] if self.rules.frozen == "second_head" else 0.0
+            index.append(frozen.setdefault((run["seed"], correlation), len(frozen)))
+        # A run of each: the frozen network is what that run starts from.
+        self.frozen_runs = np.array([index.index(i) for i in range(len(frozen))])
+        self.frozen_seeds = np.array([seed for seed, _ in frozen], np.uint32)
+        self.frozen_correlations = np.array([c for _, c in frozen], self.dtype)
+        names = (
+            "momentum",
+            "weight_decay",
+            "first_moment_decay",
+            "second_moment_decay",
+            "epsilon",
+            "richness",
+            "inverse_temperature",
+        )
+        values = {
+            "learning_rate": self.rates.astype(self.dtype),
+            "num_steps": self.num_steps.astype(np.int32),
+            "base_steps": (self.num_steps - self.rate_schedule.extra_steps).astype(np.int32),
+            "linearize_at": self.table["linearize_at"].fillna(0).to_numpy(np.int32),
+            "frozen": np.array(index, np.int32),
+            **{name: self.table[name].to_numpy(self.dtype) for name in names},
+        }
+        hyper = RunHyperparameters(**{name: jnp.asarray(v) for name, v in values.items()})
+        padded = pad_runs((hyper, self.table["seed"].to_numpy(np.uint32)), self.mesh.size)
+        placed: tuple[RunHyperparameters, jax.Array] = jax.device_put(
+            padded, run_sharding(self.mesh)
+        )
+        return placed
+
+    @property
+    def runs_per_device(self) -> int:
+        """Runs on each device, padding included."""
+        return int(self.seeds.shape[0]) // self.mesh.size
+
+    def runs_that_fit(self) -> int:
+        """How many of the runs one program can hold, by an estimate of its memory."""
+        if self.execution.most_runs is not None:
+            return len(self.table)
+        state, hyper, *batch = self.step_arguments
+        state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        available = device_memory(self.execution.jobs)
+        # Small states need no compiled program to tell that they fit.
+        if 64 * state_bytes * len(self.table) < available and not self.has_convolutions:
+            return len(self.table)
+        estimate = estimate_memory(
+            functools.partial(step_run, self.network, self.rules),
+            (state, hyper),
+            tuple(batch),
+        )
+        return runs_per_program(len(self.table), estimate, available, self.mesh.size)
 
     def train(self) -> TrainedShard:
-        last_step = int(self.num_steps.max())
-        loss_steps = measurement_steps(self.settings["measurements"], last_step)
-        stops = np.union1d(loss_steps, [] if self.curvature_steps is None else self.curvature_steps)
-        seeds = jnp.asarray(self.table["seed"].to_numpy(), jnp.uint32)
-        states = start_runs(self.network, self.rules, self.hyper, seeds)
-        states = self.measure(states, np.ones(len(self.table), dtype=bool), step=0)
-        began = spoke = time.monotonic()
+        """Train the runs of this program to their ends, from the last checkpoint if any."""
+        with open_batches(
+            self.dataset,
+            self.batch_size,
+            self.settings["data_seed"],
+            self.dtype,
+            augmentation=self.augmentation,
+            last_step=self.last_step,
+            sharding=replicated_sharding(self.mesh),
+        ) as source:
+            self.source = source
+            self.block: tuple[int, Batches] | None = None
+            states = self.start()
+            self.frozen = None
+            if self.rules.frozen is not None:
+                self.frozen = frozen_parameters(
+                    self.network,
+                    self.rules.frozen,
+                    jax.tree.map(lambda a: a[self.frozen_runs], states.parameters),
+                    jnp.asarray(self.frozen_seeds),
+                    jnp.asarray(self.frozen_correlations),
+                )
+            self.lowering = self.choose_lowering()
+            self.measurements = self.prepare_measurements()
+            return self.train_from(states, self.open_checkpoints())
+
+    def open_checkpoints(self) -> CheckpointFolder | None:
+        folder = self.execution.checkpoint_folder
+        if folder is None:
+            return None
+        identity = make_identity(
+            settings=dict(self.settings),
+            # As resolved: a learning rate in units of 2/λ₀ depends on what was measured before.
+            runs=self.table.astype(object).where(self.table.notna(), None).to_dict("records"),
+            version=self.execution.version,
+            lowering=asdict(self.lowering),
+            devices=[self.platform, self.mesh.size],
+        )
+        name = content_hash(list(self.table["run_id"]))
+        return CheckpointFolder(folder / name, identity, self.execution.checkpoint_seconds)
+
+    def train_from(self, states: RunState, checkpoints: CheckpointFolder | None) -> TrainedShard:
+        # A tree of what changes while training, and the record so far.
+        self.was_running = np.ones(len(self.table), dtype=bool)
+        self.divergent_loss = np.full(len(self.table), np.inf)
+        self.history: list[pd.DataFrame] = []
         step = 0
-        for stop in [*stops[stops > 0].astype(int), last_step]:
-            was_running = np.asarray(states.status) == RUNNING
-            if not was_running.any():
-                break
-            while step < stop and (np.asarray(states.status) == RUNNING).any():
-                length = min(stop - step, _LONGEST_SEGMENT)
-                states = self.advance(states, step, length)
-                step += length
-                if time.monotonic() - spoke > _SECONDS_BETWEEN_MESSAGES:
-                    spoke = time.monotonic()
-                    self.report(states, step, last_step, spoke - began)
-            states = self.measure(states, was_running, step)
-        self.report(states, step, last_step, time.monotonic() - began)
+        saved = None if checkpoints is None else checkpoints.load(self.tree(states))
+        if saved is not None:
+            if saved.scalars["finished"]:
+                return TrainedShard(saved.tables["runs"], saved.tables["history"])
+            step, states = saved.step, self.restore(saved)
+            logger.info("training %s: going on from step %d", self.settings["experiment"], step)
+        else:
+            states = self.measure(states, 0)
+        stops = np.unique(np.concatenate([m.steps for m in self.measurements] + [[self.last_step]]))
+        seconds_per_step = 0.0
+        with self.progress(step, states) as progress:
+            while (np.asarray(states.status) == RUNNING).any():
+                stop = int(stops[np.searchsorted(stops, step, side="right")])
+                while step < stop and (np.asarray(states.status) == RUNNING).any():
+                    began = time.perf_counter()
+                    length = stop - step
+                    if seconds_per_step > 0:
+                        length = min(length, max(1, int(_SECONDS_PER_SEGMENT / seconds_per_step)))
+                    else:
+                        length = min(length, 8)  # until its speed is known
+                    segment = self.source.segment(step, length)
+                    states = self.advance(states, segment)
+                    step += segment.num_steps
+                    alive = int((np.asarray(states.status) == RUNNING).sum())
+                    seconds_per_step = (time.perf_counter() - began) / segment.num_steps
+                    progress.update(step, alive, int(np.asarray(states.step).sum()))
+                    # Where a measurement is due it comes first: what is saved must have it.
+                    if step < stop and alive:
+                        self.save_if_due(checkpoints, states, step)
+                states = self.measure(states, step)
+                self.save_if_due(checkpoints, states, step)
         # A run that ends where it has just been measured is recorded once more at that step, then
-        # with its curvature.
+        # with all that is measured at its end.
         history = pd.concat(self.history, ignore_index=True)
         history = history.drop_duplicates(["run_id", "step"], keep="last", ignore_index=True)
-        return TrainedShard(self.summarise(states, history), history)
+        shard = TrainedShard(self.summarise(states, history), history)
+        if checkpoints is not None:
+            tables = {"runs": shard.runs, "history": shard.history}
+            checkpoints.save(step, self.tree(states), tables, {"finished": True})
+        return shard
 
-    def advance(self, states: RunState, step: int, length: int) -> RunState:
-        batches = None
-        if not self.full_batch:
-            rows = np.zeros((_LONGEST_SEGMENT, self.batch_size), dtype=np.int32)
-            rows[:length] = batch_indices(
-                len(self.inputs), self.batch_size, step, length, self.settings["data_seed"]
+    def start(self) -> RunState:
+        """All runs before their first step; those that fill up the devices have ended."""
+        states: RunState = start_runs(self.rules, self.hyper, self.initial_parameters())
+        is_padding = np.arange(len(self.seeds)) >= len(self.table)
+        status = jnp.where(is_padding, FINISHED, states.status).astype(jnp.int32)
+        placed: RunState = jax.device_put(states._replace(status=status), run_sharding(self.mesh))
+        return placed
+
+    def initial_parameters(self) -> Any:
+        parameters = initial_parameters(self.network, np.asarray(self.seeds))
+        return jax.device_put(parameters, run_sharding(self.mesh))
+
+    def tree(self, states: RunState) -> dict[str, Any]:
+        return {
+            "states": states,
+            "was_running": self.was_running,
+            "divergent_loss": self.divergent_loss,
+        }
+
+    def restore(self, saved: Checkpoint) -> RunState:
+        self.was_running = np.asarray(saved.tree["was_running"])
+        self.divergent_loss = np.asarray(saved.tree["divergent_loss"])
+        self.history = [saved.tables["history"]]
+        states: RunState = jax.device_put(saved.tree["states"], run_sharding(self.mesh))
+        return states
+
+    def save_if_due(
+        self, checkpoints: CheckpointFolder | None, states: RunState, step: int
+    ) -> None:
+        requested = self.interruption.requested
+        saved = False
+        if checkpoints is not None and (requested or checkpoints.due()):
+            tables = {"history": pd.concat(self.history, ignore_index=True)}
+            saved = checkpoints.save(step, self.tree(states), tables, {"finished": False})
+        if requested:
+            raise Interrupted(step, saved)
+
+    def advance(self, states: RunState, segment: Segment) -> RunState:
+        batches = self.batches(segment)
+        network = self.networks(self.lowering.convolution)
+        if self.lowering.loop == "stepwise":
+            return advance_stepwise(
+                network,
+                self.rules,
+                states,
+                self.hyper,
+                batches,
+                segment.first_row,
+                segment.num_steps,
             )
-            batches = jnp.asarray(rows)
         advanced: RunState = advance(
-            self.network,
+            network,
             self.rules,
+            self.lowering,
+            self.mesh,
             states,
             self.hyper,
-            self.inputs,
-            self.targets,
             batches,
-            jnp.asarray(length, jnp.int32),
+            jnp.asarray(segment.first_row, jnp.int32),
+            jnp.asarray(segment.num_steps, jnp.int32),
         )
         return advanced
 
-    def measure(self, states: RunState, was_running: NDArray[np.bool_], step: int) -> RunState:
-        """Record the runs that were still running; each run's last row is that of its own end."""
-        values: dict[str, NDArray[Any]] = {}
-        for name, (inputs, targets) in self.evaluation_sets.items():
-            loss, hits = evaluate(
-                self.network,
-                self.rules.loss,
-                states.parameters,
-                jnp.asarray(was_running),
-                inputs,
-                targets,
+    def batches(self, segment: Segment) -> Batches:
+        """The segment's block of batches, with the frozen networks' outputs, computed once."""
+        if self.block is None or self.block[0] != segment.block:
+            rows, batch = segment.targets.shape[:2]
+            offsets = self.offsets(segment.inputs.reshape(rows * batch, *segment.inputs.shape[2:]))
+            if offsets is not None:
+                offsets = offsets.reshape(len(offsets), rows, batch, -1)
+            self.block = (segment.block, Batches(segment.inputs, segment.targets, offsets))
+        return self.block[1]
+
+    def offsets(self, inputs: jax.Array) -> jax.Array | None:
+        if self.rules.frozen is None:
+            return None
+        outputs: jax.Array = frozen_outputs(
+            self.network, self.rules.frozen, self.frozen, inputs, self.chunk
+        )
+        return outputs
+
+    @property
+    def chunk(self) -> int:
+        """Samples whose outputs are computed at once; as trained where layers look at the batch."""
+        return self.batch_size if self.has_convolutions else EVALUATION_CHUNK
+
+    def choose_lowering(self) -> Lowering:
+        forced = dict(self.execution.lowering or {})
+        if forced.get("runs_together") == "all":
+            forced["runs_together"] = self.runs_per_device
+        offered = candidate_lowerings(
+            self.platform,
+            self.runs_per_device,
+            self.mesh.size,
+            self.has_convolutions,
+        )
+        candidates = [
+            candidate
+            for candidate in offered
+            if all(getattr(candidate, key) == value for key, value in forced.items())
+        ] or [replace(offered[0], **forced)]
+        if self.runs_per_device % candidates[0].runs_together:
+            raise InputError(
+                f"{self.settings['experiment']}: lowering.runs_together: "
+                f"{candidates[0].runs_together} does not divide the {self.runs_per_device} runs of "
+                "a device; allowed: a divisor, or all"
             )
-            values[f"{name}_loss"] = np.asarray(loss, dtype=np.float64)
-            values[f"{name}_accuracy"] = np.asarray(hits, dtype=np.float64)
+        flop = float(self.num_steps.sum()) * self.flop_per_step
+        if len(candidates) == 1 or not is_worth_a_trial(self.platform, flop):
+            return candidates[0]
+        description = {
+            "network": dict(self.shape),
+            "input_shape": list(self.dataset.input_shape),
+            "runs_per_device": self.runs_per_device,
+            "devices": [str(self.mesh.devices.flat[0].device_kind), self.mesh.size],
+            "jax": jax.__version__,
+            "forced": forced,
+        }
+        return choose_lowering(
+            candidates, self.seconds_per_step, self.execution.cache_folder, description
+        )
+
+    def seconds_per_step(self, lowering: Lowering) -> float:
+        """Time that the runs take for a step under a lowering, at rates of zero: none diverges."""
+        network = self.networks(lowering.convolution)
+        hyper = self.hyper._replace(
+            learning_rate=jnp.zeros_like(self.hyper.learning_rate),
+            num_steps=jnp.full_like(self.hyper.num_steps, np.iinfo(np.int32).max),
+        )
+        states: RunState = start_runs(self.rules, hyper, self.initial_parameters())
+        batches = self.batches(self.source.segment(0, 1))
+
+        def take(current: RunState, count: int) -> RunState:
+            if lowering.loop == "stepwise":
+                return advance_stepwise(network, self.rules, current, hyper, batches, 0, count)
+            first, steps = jnp.zeros((), jnp.int32), jnp.asarray(count, jnp.int32)
+            advanced: RunState = advance(
+                network, self.rules, lowering, self.mesh, current, hyper, batches, first, steps
+            )
+            return advanced
+
+        states = jax.block_until_ready(take(states, 1))  # compiles
+        count, seconds = 1, 0.0
+        while True:
+            began = time.perf_counter()
+            states = jax.block_until_ready(take(states, count))
+            seconds = time.perf_counter() - began
+            if seconds > _SECONDS_PER_TRIAL or count >= 1024:
+                return seconds / count
+            count *= 4
+
+    @functools.cached_property
+    def step_arguments(self) -> tuple[Any, ...]:
+        """Shapes of what `step_run` takes for one run: state, hyperparameters and batch."""
+        hyper = jax.tree.map(lambda a: jax.ShapeDtypeStruct((), a.dtype), self.hyper)
+        parameters = jax.eval_shape(self.network.init, jax.random.key(0))
+        start = functools.partial(start_run, self.rules)
+        batch, outputs = (self.batch_size,), (self.batch_size, self.dataset.num_outputs)
+        offsets = None
+        if self.rules.frozen is not None:
+            offsets = jax.ShapeDtypeStruct((len(self.frozen_seeds), *outputs), self.dtype)
+        return (
+            jax.eval_shape(start, hyper, parameters),
+            hyper,
+            jax.ShapeDtypeStruct((*batch, *self.dataset.input_shape), self.dtype),
+            jax.ShapeDtypeStruct(outputs, self.dtype),
+            offsets,
+        )
+
+    @functools.cached_property
+    def flop_per_step(self) -> float:
+        """Floating-point operations of the matrix products of one step of one run."""
+        # The products are the same however convolutions are computed.
+        step = functools.partial(step_run, self.networks("patches"), self.rules)
+        return matrix_product_flop(step, *self.step_arguments)
+
+    def progress(self, step: int, states: RunState) -> Progress:
+        return Progress(
+            self.settings["experiment"],
+            self.last_step,
+            len(self.table),
+            self.flop_per_step,
+            first_step=step,
+            first_run_steps=int(np.asarray(states.step).sum()),
+        )
+
+    def prepare_measurements(self) -> list["_Scheduled"]:
+        """All that is measured, with its steps; losses and accuracies come first."""
+        asked, evaluation = self.settings["measurements"], self.settings["evaluation"]
+        samples = {
+            split: self.samples(*self.dataset.evaluation_set(split, count, self.dtype))
+            for split, count in (
+                ("train", evaluation.get("num_train")),
+                ("test", evaluation.get("num_test")),
+            )
+        }
+        test = samples["test"]
+        found = [
+            Measurement(asked, measurements.losses(self.network, self.rules, self.chunk), samples)
+        ]
+        if "ntk_top_eigenvalue" in asked:
+            batch = self.probe(self.settings["curvature"]["batch_size"])
+            steps = self.settings["curvature"]["num_lanczos_steps"]
+            measure = measurements.top_kernel_eigenvalue(self.network, self.shape, steps)
+            found.append(Measurement(asked["ntk_top_eigenvalue"], measure, {"batch": batch}))
+        if "hessian" in asked:
+            options = asked["hessian"]
+            size = options["batch_size"]
+            batch = self.probe(size) if options["split"] == "train" else test.first(size)
+            measure = measurements.hessian(
+                self.network, self.rules, options["num_eigenvalues"], options["num_lanczos_steps"]
+            )
+            found.append(Measurement(options, measure, {"batch": batch}))
+        if "kernel_alignment" in asked:
+            options = asked["kernel_alignment"]
+            measure = measurements.alignment(
+                self.network, tuple(options["kernels"]), bool(self.shared.get("batch_norm"))
+            )
+            batch = test.first(options["num_samples"])
+            found.append(Measurement(options, measure, {"batch": batch}))
+        if "weight_movement" in asked:
+            measure = measurements.movement(self.network)
+            found.append(Measurement(asked["weight_movement"], measure, {}))
+        for name, make in (
+            ("outputs", measurements.held_out_outputs),
+            ("linearized_distance", measurements.twin_distance),
+        ):
+            if name in asked:
+                points = {"points": test.first(asked[name]["num_samples"])}
+                found.append(Measurement(asked[name], make(self.network), points))
+        return [_Scheduled(m, measurement_steps(m.schedule, self.last_step)) for m in found]
+
+    def probe(self, batch_size: int) -> Samples:
+        """The training samples that curvature is measured on."""
+        (indices,) = probe_indices(
+            self.dataset.num_train, batch_size, 1, self.settings["data_seed"]
+        )
+        return self.samples(
+            self.dataset.inputs_at(indices, self.dtype),
+            self.dataset.targets_at(indices, self.dtype),
+        )
+
+    def samples(self, inputs: Any, targets: Any) -> Samples:
+        replicated = replicated_sharding(self.mesh)
+        inputs, targets = jax.device_put((inputs, targets), replicated)
+        offsets = self.offsets(inputs)
+        return Samples(inputs, targets, offsets)
+
+    def measure(self, states: RunState, step: int) -> RunState:
+        """Record the runs that were still running; each run's last row is that of its own end."""
+        was_running = self.was_running
+        base, *others = self.measurements
+        values = self.measured(base, states, was_running)
         train_loss = values["train_loss"]
         if step == 0:
+            # The first losses fix which losses count as divergent from then on.
             self.divergent_loss = self.rules.divergence_factor * train_loss
-        status = np.array(states.status)
+        status = np.array(states.status)[: len(self.table)]
         # The last update of a run is followed by no step that would see it diverge.
         diverged = ~np.isfinite(train_loss) | (train_loss > self.divergent_loss)
         status[was_running & diverged] = DIVERGED
-        if self.stopping_accuracy is not None and not self.full_batch:
+        if self.stopping_accuracy is not None:
             reached = values["train_accuracy"] >= self.stopping_accuracy
             status[(status == RUNNING) & reached] = STOPPED
-        if self.curvature_steps is not None:
-            wanted = was_running & ((status != RUNNING) | bool(np.isin(step, self.curvature_steps)))
-            values["ntk_top_eigenvalue"] = self.measure_curvature(states, wanted)
+        for scheduled in others:
+            is_due = bool(np.isin(step, scheduled.steps))
+            wanted = was_running & ((status != RUNNING) | is_due)
+            values |= self.measured(scheduled, states, wanted)
+        steps = np.asarray(states.step, dtype=np.int64)[: len(self.table)]
         rows = pd.DataFrame(
             {
                 "experiment": self.settings["experiment"],
                 "run_id": self.table["run_id"],
-                "step": np.asarray(states.step, dtype=np.int64),
-                "physical_time": np.asarray(states.step) * self.table["learning_rate"],
+                "step": steps,
+                "physical_time": [
+                    float(physical_time(self.rate_schedule, taken, int(planned), rate))
+                    for taken, planned, rate in zip(steps, self.num_steps, self.rates, strict=True)
+                ],
                 **values,
             }
         )
         self.history.append(rows[was_running])
-        return states._replace(status=jnp.asarray(status))
+        self.was_running = status == RUNNING
+        padded = np.array(states.status)
+        padded[: len(self.table)] = status
+        return states._replace(status=jax.device_put(padded, run_sharding(self.mesh)))
 
-    def measure_curvature(self, states: RunState, wanted: NDArray[np.bool_]) -> NDArray[np.float64]:
-        eigenvalues = measure_curvature(
-            self.network,
-            states.parameters,
-            jnp.asarray(wanted),
-            self.probe_inputs,
-            self.settings["curvature"]["num_lanczos_steps"],
-        )
-        return np.asarray(eigenvalues, dtype=np.float64)
-
-    def report(self, states: RunState, step: int, last_step: int, seconds: float) -> None:
-        running = int((np.asarray(states.status) == RUNNING).sum())
-        logger.info(
-            "training %s: step %d of %d, %d of %d runs running, %.0f steps/s",
-            self.settings["experiment"],
-            step,
-            last_step,
-            running,
-            len(self.table),
-            step / max(seconds, 1e-9),
-        )
+    def measured(
+        self, scheduled: "_Scheduled", states: RunState, wanted: NDArray[np.bool_]
+    ) -> dict[str, Any]:
+        """(runs,) values by name: NaN, or None for lists of values, where not wanted."""
+        if not wanted.any() and scheduled is not self.measurements[0]:
+            return {}
+        members = Member(states, self.hyper, self.seeds)
+        padded = np.zeros(len(self.seeds), dtype=bool)
+        padded[: len(wanted)] = wanted
+        group = 1 if self.platform == "cpu" else self.lowering.runs_together
+        with jax.default_matmul_precision("highest"):
+            values = measure_runs(
+                scheduled.measurement.measure,
+                self.mesh,
+                group,
+                members,
+                jax.device_put(padded, run_sharding(self.mesh)),
+                scheduled.measurement.samples,
+            )
+        arrays = {
+            name: np.asarray(value, np.float64)[: len(self.table)] for name, value in values.items()
+        }
+        return {
+            name: array
+            if array.ndim == 1
+            else [row if want else None for row, want in zip(array, wanted, strict=True)]
+            for name, array in arrays.items()
+        }
 
     def summarise(self, states: RunState, history: pd.DataFrame) -> pd.DataFrame:
-        by_run = history.groupby("run_id", sort=False)
-        # Not first() and last(), which pass over NaN.
-        first, last = (by_run.nth(i).set_index("run_id") for i in (0, -1))
-        ids = self.table["run_id"]
+        steps, status, peak = (
+            np.asarray(values)[: len(self.table)]
+            for values in (states.step, states.status, states.peak_loss)
+        )
         table = self.table.drop(columns="learning_rate_relative_to")
         table.insert(0, "experiment", self.settings["experiment"])
         table["relative_learning_rate"] = table["learning_rate"] / table["critical_learning_rate"]
-        table["status"] = [STATUS_NAMES[code] for code in np.asarray(states.status)]
-        table["steps"] = np.asarray(states.step, dtype=np.int64)
-        table["initial_train_loss"] = first.loc[ids, "train_loss"].to_numpy()
-        losses = history.assign(train_loss=history["train_loss"].fillna(np.inf))
-        measured_peak = losses.groupby("run_id")["train_loss"].max().loc[ids].to_numpy()
-        batch_peak = np.asarray(states.peak_loss, dtype=np.float64)
-        table["peak_train_loss"] = np.fmax(measured_peak, batch_peak)
-        table["final_train_loss"] = last.loc[ids, "train_loss"].to_numpy()
-        table["final_train_accuracy"] = last.loc[ids, "train_accuracy"].to_numpy()
-        table["final_test_accuracy"] = last.loc[ids, "test_accuracy"].to_numpy()
-        table["max_test_accuracy"] = by_run["test_accuracy"].max().loc[ids].to_numpy()
-        table["time_to_peak"] = time_to_peak(history).reindex(ids).to_numpy()
-        measured = "ntk_top_eigenvalue" in history
-        for name, rows in (("initial", first), ("final", last)):
-            eigenvalue = rows.loc[ids, "ntk_top_eigenvalue"].to_numpy() if measured else np.nan
-            table[f"{name}_ntk_top_eigenvalue"] = eigenvalue
+        table["status"] = [STATUS_NAMES[code] for code in status]
+        table["steps"] = steps.astype(np.int64)
+        table["lowering"] = self.describe_lowering()
         # Losses of small batches scatter; only where the batch is all the data do they compare
         # with the loss that the run started from.
-        peak = table["peak_train_loss"] if self.full_batch else measured_peak
-        table["phase"] = pd.array(
-            classify_phase(
-                table["status"],
-                table["initial_train_loss"],
-                peak,
-                table["final_train_loss"],
-                table["initial_ntk_top_eigenvalue"],
-                table["final_ntk_top_eigenvalue"],
-            ),
-            dtype="string",
+        return summarise_runs(
+            table, history, peak.astype(np.float64), peak_by_batch=self.full_batch
         )
-        return table
+
+    def describe_lowering(self) -> str:
+        lowering = self.lowering
+        parts = [f"{self.platform} x {self.mesh.size}", f"{lowering.runs_together} together"]
+        parts += [lowering.loop] + ([f"unroll {lowering.unroll}"] if lowering.unroll > 1 else [])
+        parts += [lowering.convolution] if self.has_convolutions else []
+        return ", ".join(parts)
 
 
-# A test accuracy within this distance of the best counts as having peaked (catalogue item 1.5).
-PEAK_MARGIN = 0.005
-_ROUNDING = 1e-6
-
-
-def time_to_peak(history: pd.DataFrame) -> "pd.Series[float]":
-    """First measured step at which the test accuracy is within 0.005 of its maximum.
-
-    Args:
-        history: Rows of any number of runs with `run_id`, `step`, `test_accuracy`.
-
-    Returns:
-        Steps by run_id; runs without a test accuracy are left out.
-
-    Reference:
-        L2 paper, section 2; catalogue item 1.5 for the absolute margin.
-    """
-    best = history.groupby("run_id")["test_accuracy"].transform("max")
-    # Accuracies are multiples of 1/samples, often the margin apart: rounding must not decide.
-    near = history[history["test_accuracy"] >= best - PEAK_MARGIN - _ROUNDING]
-    return near.groupby("run_id")["step"].min().astype(float)
+@dataclass(frozen=True)
+class _Scheduled:
+    measurement: Measurement
+    steps: NDArray[np.int64]

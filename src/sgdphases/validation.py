@@ -1,5 +1,6 @@
 """Read YAML and check it against a JSON Schema, with one clear line for what is wrong."""
 
+import copy
 import difflib
 import json
 import math
@@ -174,19 +175,24 @@ def _describe(error: ValidationError, prefix: KeyPath) -> str:
 def fill_defaults(
     document: dict[str, Any], schema: dict[str, Any], root: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The document with the schema's defaults for the keys it leaves out, one level deep.
+    """The document with the schema's defaults for the keys it leaves out.
+
+    Mappings within the document, and those that are defaults, are filled too.
 
     Args:
         document: A valid document.
         schema: Its schema.
         root: The schema that local references point into; `schema` itself where left out.
     """
-    defaults = {}
+    root = root or schema
+    filled = {}
     for key, entry in schema.get("properties", {}).items():
-        target = resolve_reference(root or schema, entry["$ref"]) if "$ref" in entry else entry
-        if "default" in target:
-            defaults[key] = target["default"]
-    return {**defaults, **document}
+        target = resolve_reference(root, entry["$ref"]) if "$ref" in entry else entry
+        if key in document or "default" in target:
+            value = document[key] if key in document else copy.deepcopy(target["default"])
+            is_mapping = isinstance(value, dict)
+            filled[key] = fill_defaults(value, target, root) if is_mapping else value
+    return {**document, **filled}
 
 
 def as_declared(value: Any, schema: dict[str, Any], root: dict[str, Any] | None = None) -> Any:
@@ -203,6 +209,8 @@ def as_declared(value: Any, schema: dict[str, Any], root: dict[str, Any] | None 
     if isinstance(value, dict):
         entries = schema.get("properties", {})
         return {key: as_declared(entry, entries.get(key, {}), root) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [as_declared(entry, schema.get("items", {}), root) for entry in value]
     kinds = schema.get("type", [])
     is_real = "number" in ([kinds] if isinstance(kinds, str) else kinds)
     return float(value) if is_real and isinstance(value, int) else value

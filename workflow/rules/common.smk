@@ -1,5 +1,5 @@
 # What all rules share: the plan, and where things are.
-from sgdphases.config import published_spec, run_settings
+from sgdphases.config import execution_settings, published_spec, run_settings
 from sgdphases.fingerprint import stage_fingerprint
 from sgdphases.scripting import ending_on_bad_input
 from sgdphases.workflow import dataset_files, known_definition, make_plan

@@ -21,6 +21,10 @@ rule training_shard:
             plan_of(wildcards).training_shards[wildcards.shard].items
         ),
         network_ids=lambda wildcards: plan_of(wildcards).network_ids(wildcards.shard),
+        # With `input` among its arguments, a change of them reruns nothing.
+        execution=lambda wildcards, input: execution_settings(plan_of(wildcards).spec),
+        checkpoints=lambda wildcards, input: f"{RESULTS}/scratch/{wildcards.paper}/{wildcards.experiment}/{wildcards.shard}",
+        cache=lambda wildcards, input: f"{RESULTS}/cache",
         fingerprint=stage_fingerprint("training"),
     script:
         "../scripts/train_shard.py"

@@ -12,14 +12,15 @@ def main() -> None:
     use_threads(snakemake.threads)
     from sgdphases.curvature import measure_networks
     from sgdphases.datasets import load, verify
+    from sgdphases.models import parameter_dtype
     from sgdphases.planning import write_note
     from sgdphases.storage import write_parquet
 
     settings, networks = snakemake.params.settings, snakemake.params.networks
     folder = Path(snakemake.input.dataset).parent
-    precision = max(network["precision"] for network in networks.values())
+    dtype = max(parameter_dtype(network["precision"]) for network in networks.values())
     verify(folder)
-    dataset = load(folder, settings["dataset"]["num_train"], precision)
+    dataset = load(folder, settings["dataset"]["num_train"], dtype)
     output = Path(snakemake.output[0])
     write_parquet(measure_networks(settings, list(networks.values()), dataset), output)
     write_note(output.parent, networks, snakemake.params.fingerprint)

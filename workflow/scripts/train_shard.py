@@ -2,6 +2,7 @@
 
 Inputs: the dataset's manifest, the curvature shards that hold the runs' networks.
 Outputs: runs.parquet and history.parquet, and the shard's note beside them.
+Scratch: checkpoints, deleted once the outputs are there.
 """
 
 from pathlib import Path
@@ -11,27 +12,47 @@ from sgdphases.scripting import run_script, use_threads
 
 def main() -> None:
     use_threads(snakemake.threads)
+    from sgdphases.devices import use_compilation_cache, use_cpu_devices
+
+    use_cpu_devices(snakemake.threads)
     import pandas as pd
 
+    from sgdphases.checkpoints import delete_checkpoints
     from sgdphases.curvature import critical_learning_rates
     from sgdphases.datasets import load, verify
+    from sgdphases.models import parameter_dtype
     from sgdphases.planning import write_note
     from sgdphases.storage import read_parquet, write_parquet
-    from sgdphases.training import train_shard
+    from sgdphases.training import Execution, train_shard
 
     settings, runs = snakemake.params.settings, snakemake.params.runs
-    precision = next(iter(runs.values()))["precision"]
+    execution = snakemake.params.execution
+    cache, checkpoints = Path(snakemake.params.cache), Path(snakemake.params.checkpoints)
+    use_compilation_cache(cache / "programs")
+    dtype = parameter_dtype(next(iter(runs.values()))["precision"])
     folder = Path(snakemake.input.dataset).parent
     verify(folder)
-    dataset = load(folder, settings["dataset"]["num_train"], precision)
+    dataset = load(folder, settings["dataset"]["num_train"], dtype)
     curvature = [read_parquet(Path(path)) for path in snakemake.input.curvature]
     critical = critical_learning_rates(pd.concat(curvature)) if curvature else {}
     shard = train_shard(
-        settings, list(runs.values()), snakemake.params.network_ids, dataset, critical
+        settings,
+        list(runs.values()),
+        snakemake.params.network_ids,
+        dataset,
+        critical,
+        Execution(
+            lowering=execution["lowering"],
+            checkpoint_folder=checkpoints,
+            checkpoint_seconds=execution["checkpoint_seconds"],
+            cache_folder=cache / "lowerings",
+            version=snakemake.params.fingerprint,
+        ),
     )
     write_parquet(shard.history, Path(snakemake.output.history))
     write_parquet(shard.runs, Path(snakemake.output.runs))
     write_note(Path(snakemake.output.runs).parent, runs, snakemake.params.fingerprint)
+    delete_checkpoints(checkpoints)
 
 
 run_script(main, snakemake.log)

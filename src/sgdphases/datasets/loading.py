@@ -18,19 +18,61 @@ ARRAY_NAMES = ("train_inputs", "train_targets", "test_inputs", "test_targets")
 REMEDY = "delete the folder and rerun"
 
 
+# Inputs that would take more bytes than this as normalised floats stay raw in their memory maps.
+MOST_NORMALISED_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """The numbers of x = (raw * scale - mean) / std.
+
+    Attributes:
+        scale: Shape ().
+        mean: Shape (), or (channels,) along the last axis.
+        std: As `mean`.
+    """
+
+    scale: Array
+    mean: Array
+    std: Array
+
+    def apply(self, raw: Array, dtype: npt.DTypeLike) -> Array:
+        """Normalise in `dtype`, or in float32 and round where `dtype` is narrower.
+
+        Args:
+            raw: Stored inputs (samples, ...).
+            dtype: Floating type.
+
+        Returns:
+            A new array of the same shape.
+        """
+        wide = np.promote_types(dtype, np.float32)
+        inputs = np.array(raw, dtype=wide)
+        # In place: a full image dataset should be in memory once, not three times.
+        inputs *= self.scale.astype(wide)
+        inputs -= self.mean.astype(wide)
+        inputs /= self.std.astype(wide)
+        return inputs.astype(dtype, copy=False)
+
+
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset in memory, ready for training.
+    """A dataset ready for training: normalised in memory, or raw in memory maps.
+
+    Whoever needs samples takes them from `inputs_at`, `evaluation_set` or, batch by batch on the
+    device, `sgdphases.batches`: these give normalised floats in both cases.
 
     Attributes:
         name: The dataset's name.
         manifest: What its manifest says.
-        train_inputs: Normalised inputs, shape (num_train, ...).
-        train_targets: Shape (num_train, num_outputs): one-hot labels, or regression targets.
-        test_inputs: Normalised inputs, shape (num_test, ...).
-        test_targets: Shape (num_test, num_outputs).
+        train_inputs: Inputs, shape (num_train, ...); as stored where there is a `normalisation`.
+        train_targets: Shape (num_train, num_outputs): one-hot labels, or regression targets. Empty,
+            (0, num_outputs), in a raw dataset with labels.
+        test_inputs: Inputs, shape (num_test, ...), as `train_inputs`.
+        test_targets: As `train_targets`.
         train_labels: int32 labels (num_train,), None for regression.
         test_labels: int32 labels (num_test,), None for regression.
+        normalisation: What is still to be done to the inputs; None where they are normalised.
     """
 
     name: str
@@ -41,10 +83,79 @@ class Dataset:
     test_targets: Array
     train_labels: npt.NDArray[np.int32] | None = None
     test_labels: npt.NDArray[np.int32] | None = None
+    normalisation: Normalisation | None = None
+
+    @property
+    def num_train(self) -> int:
+        """Number of training samples."""
+        return len(self.train_inputs)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return self.train_inputs.shape[1:]
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of classes, or of regression targets."""
+        return int(self.train_targets.shape[1])
+
+    def inputs_at(self, indices: npt.NDArray[np.integer], dtype: npt.DTypeLike) -> Array:
+        """Normalised training inputs.
+
+        Args:
+            indices: Samples, of any shape.
+            dtype: Floating type.
+
+        Returns:
+            Array of shape (*indices.shape, *input_shape).
+        """
+        return self._normalised(self.train_inputs[indices], dtype)
+
+    def targets_at(self, indices: npt.NDArray[np.integer], dtype: npt.DTypeLike) -> Array:
+        """Targets of training samples, (*indices.shape, num_outputs): as `inputs_at`."""
+        if self.normalisation is not None and self.train_labels is not None:
+            return one_hot(self.train_labels[indices], self.num_outputs, dtype)
+        return np.array(self.train_targets[indices], dtype)
+
+    def evaluation_set(
+        self, split: str, count: int | None, dtype: npt.DTypeLike
+    ) -> tuple[Array, Array]:
+        """The first samples of a split, normalised.
+
+        Args:
+            split: "train" or "test".
+            count: Number of samples; None, or more than there are, means all of them.
+            dtype: Floating type.
+
+        Returns:
+            Inputs (count, ...) and targets (count, num_outputs), not to be changed: they may be the
+            dataset's own.
+        """
+        inputs, targets, labels = {
+            "train": (self.train_inputs, self.train_targets, self.train_labels),
+            "test": (self.test_inputs, self.test_targets, self.test_labels),
+        }[split]
+        if self.normalisation is not None and labels is not None:
+            targets = one_hot(labels[:count], self.num_outputs, dtype)
+        return self._normalised(inputs[:count], dtype), np.asarray(targets[:count], dtype)
+
+    def _normalised(self, inputs: Array, dtype: npt.DTypeLike) -> Array:
+        if self.normalisation is None:
+            return np.asarray(inputs, dtype)
+        return self.normalisation.apply(inputs, dtype)
+
+
+def one_hot(labels: npt.NDArray[np.int32], num_classes: int, dtype: npt.DTypeLike) -> Array:
+    """Rows of the identity, shape (samples, num_classes)."""
+    return np.eye(num_classes, dtype=dtype)[labels]
 
 
 def load(
-    directory: Path, num_train: int | None = None, dtype: npt.DTypeLike = np.float32
+    directory: Path,
+    num_train: int | None = None,
+    dtype: npt.DTypeLike = np.float32,
+    most_normalised_bytes: int = MOST_NORMALISED_BYTES,
 ) -> Dataset:
     """Load a prepared dataset.
 
@@ -53,10 +164,12 @@ def load(
     Args:
         directory: The folder that `prepare` wrote.
         num_train: Take only this many training samples, the first ones; None takes all.
-        dtype: Floating type of inputs and targets.
+        dtype: Floating type of inputs and targets, where they are normalised here.
+        most_normalised_bytes: Inputs that would take more than this as floats are not normalised
+            here: they stay in their memory maps, and their targets stay labels.
 
     Returns:
-        The normalised dataset.
+        The dataset, normalised or raw.
 
     Raises:
         InputError: The folder is incomplete, a file does not fit the manifest, or there are fewer
@@ -70,19 +183,30 @@ def load(
             f"dataset {manifest['name']}: {num_train} training samples asked for; allowed: 1 to "
             f"{available} ({directory})"
         )
-    normalisation = manifest["normalisation"]
-    num_classes = manifest["num_classes"]
-    train_targets, train_labels = _targets(arrays["train_targets"][:num_train], num_classes, dtype)
-    test_targets, test_labels = _targets(arrays["test_targets"], num_classes, dtype)
+    for split in ("inputs", "targets"):
+        arrays[f"train_{split}"] = arrays[f"train_{split}"][:num_train]
+    numbers = {key: np.asarray(manifest["normalisation"][key]) for key in ("scale", "mean", "std")}
+    normalisation = Normalisation(**numbers)
+    values = arrays["train_inputs"].size + arrays["test_inputs"].size
+    is_raw = values * np.dtype(dtype).itemsize > most_normalised_bytes
+    if not is_raw:
+        for name in ("train_inputs", "test_inputs"):
+            arrays[name] = normalisation.apply(arrays[name], dtype)
+    labels: dict[str, npt.NDArray[np.int32] | None] = {"train": None, "test": None}
+    for split in labels:
+        name = f"{split}_targets"
+        if (num_classes := manifest["num_classes"]) is None:
+            arrays[name] = np.array(arrays[name], dtype=dtype)
+        else:
+            labels[split] = split_labels = np.array(arrays[name], dtype=np.int32)
+            arrays[name] = one_hot(split_labels[:0] if is_raw else split_labels, num_classes, dtype)
     return Dataset(
         name=manifest["name"],
         manifest=manifest,
-        train_inputs=_normalise(arrays["train_inputs"][:num_train], normalisation, dtype),
-        train_targets=train_targets,
-        test_inputs=_normalise(arrays["test_inputs"], normalisation, dtype),
-        test_targets=test_targets,
-        train_labels=train_labels,
-        test_labels=test_labels,
+        **arrays,
+        train_labels=labels["train"],
+        test_labels=labels["test"],
+        normalisation=normalisation if is_raw else None,
     )
 
 
@@ -143,22 +267,3 @@ def _open_array(directory: Path, entry: Mapping[str, Any]) -> Array:
             f"{entry['dtype']} of shape {entry['shape']} expected; {REMEDY}"
         )
     return array
-
-
-def _normalise(raw: Array, normalisation: Mapping[str, Any], dtype: npt.DTypeLike) -> Array:
-    inputs = np.array(raw, dtype=dtype)
-    # In place: a full image dataset should be in memory once, not three times.
-    inputs *= np.asarray(normalisation["scale"], dtype)
-    inputs -= np.asarray(normalisation["mean"], dtype)
-    inputs /= np.asarray(normalisation["std"], dtype)
-    return inputs
-
-
-def _targets(
-    stored: Array, num_classes: int | None, dtype: npt.DTypeLike
-) -> tuple[Array, npt.NDArray[np.int32] | None]:
-    """Give float targets (samples, outputs), and the labels where there are classes."""
-    if num_classes is None:
-        return np.array(stored, dtype=dtype), None
-    labels = np.array(stored, dtype=np.int32)
-    return np.eye(num_classes, dtype=dtype)[labels], labels

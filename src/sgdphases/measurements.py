@@ -1,0 +1,336 @@
+"""What is measured of a run between its steps.
+
+Each measurement is a function of one run that gives named values; `measure_runs` applies it to
+those runs of a program that are due. A measurement has a schedule of steps of its own.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from sgdphases.alignment import (
+    centered_kernel_alignment,
+    feature_gram,
+    kernel_target_alignment,
+    ntk_gram,
+)
+from sgdphases.curvature import kernel_scale_of, ntk_top_eigenvalue
+from sgdphases.errors import InputError
+from sgdphases.hessian import top_hessian_eigenvalues
+from sgdphases.linearization import linearized_apply
+from sgdphases.losses import accuracy
+from sgdphases.models import Network, Parameters
+from sgdphases.movement import weight_movement
+from sgdphases.optimizers import AutoL2State
+from sgdphases.runs import (
+    Rules,
+    RunHyperparameters,
+    RunState,
+    effective_outputs,
+    in_chunks,
+    map_groups,
+    spread,
+)
+
+# Samples that outputs are computed for at once, to bound memory.
+EVALUATION_CHUNK = 2048
+
+
+# The functions below that make a measurement return the same object for the same arguments:
+# compiled programs are kept by it.
+
+
+class Member(NamedTuple):
+    """One run, as its measurements see it.
+
+    Attributes:
+        state: What the run carries.
+        hyper: Its hyperparameters.
+        seed: Seed of its parameters at initialisation.
+    """
+
+    state: RunState
+    hyper: RunHyperparameters
+    seed: jax.Array
+
+
+class Samples(NamedTuple):
+    """Samples that runs are measured on.
+
+    Attributes:
+        inputs: (samples, ...) inputs.
+        targets: (samples, outputs) targets.
+        offsets: (frozen networks, samples, outputs) outputs of the frozen networks, or None.
+    """
+
+    inputs: jax.Array
+    targets: jax.Array
+    offsets: jax.Array | None
+
+    def first(self, count: int | None) -> "Samples":
+        """The first `count` samples; None means all."""
+        offsets = None if self.offsets is None else self.offsets[:, :count]
+        return Samples(self.inputs[:count], self.targets[:count], offsets)
+
+
+Values = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A quantity of each run, and the samples it is measured on.
+
+    Attributes:
+        schedule: When: mapping with `dense_until`, `points_per_decade`, `every`, `steps`.
+        measure: From a run and the samples to values by column name.
+        samples: The samples, by name.
+    """
+
+    schedule: Mapping[str, Any]
+    measure: Callable[[Member, dict[str, Samples]], Values]
+    samples: dict[str, Samples]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def measure_runs(
+    measure: Callable[[Member, dict[str, Samples]], Values],
+    mesh: Mesh,
+    group_size: int,
+    members: Member,
+    wanted: jax.Array,
+    samples: dict[str, Samples],
+) -> Values:
+    """Measure the wanted runs.
+
+    Args:
+        measure: From a run and the samples to values by name.
+        mesh: The devices.
+        group_size: Runs of a device that are measured together.
+        members: The runs, with a leading axis over them.
+        wanted: (runs,) whether to measure a run; a group without a wanted run costs nothing.
+        samples: Samples by name.
+
+    Returns:
+        (runs, ...) values by name, NaN where not wanted.
+    """
+
+    def measure_group(group: tuple[Member, jax.Array], shared: dict[str, Samples]) -> Values:
+        group_members, group_wanted = group
+
+        def one(member: Member) -> Values:
+            return measure(member, shared)
+
+        function = one if group_wanted.ndim == 0 else jax.vmap(one)
+        shapes = jax.eval_shape(function, group_members)
+        nothing = jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), shapes)
+        values = jax.lax.cond(jnp.any(group_wanted), function, lambda _: nothing, group_members)
+
+        def keep(value: jax.Array) -> jax.Array:
+            mask = group_wanted.reshape(
+                group_wanted.shape + (1,) * (value.ndim - group_wanted.ndim)
+            )
+            return jnp.where(mask, value, jnp.nan)
+
+        return {name: keep(value) for name, value in values.items()}
+
+    def measure_local(local: Member, local_wanted: jax.Array, shared: dict[str, Samples]) -> Values:
+        result: Values = map_groups(
+            lambda group: measure_group(group, shared), (local, local_wanted), group_size
+        )
+        return result
+
+    values: Values = spread(measure_local, mesh, 2, 1)(members, wanted, samples)
+    return values
+
+
+def outputs_on(
+    network: Network, member: Member, samples: Samples, chunk: int
+) -> Callable[[Parameters], jax.Array]:
+    """The outputs that a run is trained on, on some samples, as a function of its parameters."""
+    offset = None if samples.offsets is None else samples.offsets[member.hyper.frozen]
+
+    def outputs(parameters: Parameters) -> jax.Array:
+        raw = in_chunks(
+            lambda inputs: effective_outputs(network, member.state, member.hyper, inputs, None)(
+                parameters
+            ),
+            samples.inputs,
+            chunk,
+        )
+        return raw if offset is None else raw + offset / member.hyper.richness
+
+    return outputs
+
+
+@cache
+def losses(network: Network, rules: Rules, chunk: int = EVALUATION_CHUNK) -> Any:
+    """Loss and accuracy on the samples `train` and `test`, and the weight decay under AutoL2."""
+
+    def measure(member: Member, samples: dict[str, Samples]) -> Values:
+        values = {}
+        for name, some in samples.items():
+            outputs = outputs_on(network, member, some, chunk)(member.state.parameters)
+            loss = rules.loss(outputs, some.targets, member.hyper.inverse_temperature)
+            values[f"{name}_loss"] = loss
+            values[f"{name}_accuracy"] = accuracy(outputs, some.targets).astype(loss.dtype)
+        if rules.optimizer.weight_decay_rule == "auto_l2":
+            values["weight_decay"] = _auto_l2_state(member.state.optimizer_state).weight_decay
+        return values
+
+    return measure
+
+
+def _auto_l2_state(optimizer_state: Any) -> AutoL2State:
+    states = jax.tree.leaves(optimizer_state, is_leaf=lambda x: isinstance(x, AutoL2State))
+    found: AutoL2State = next(state for state in states if isinstance(state, AutoL2State))
+    return found
+
+
+@cache
+def top_kernel_eigenvalue(
+    network: Network, shape: tuple[tuple[str, Any], ...], num_lanczos_steps: int
+) -> Any:
+    """The top NTK eigenvalue on the samples `batch`, in inverse units of the learning rate.
+
+    Args:
+        network: The network.
+        shape: Hyperparameters that the runs of a program share, as pairs.
+        num_lanczos_steps: Products per measurement.
+    """
+    hyperparameters = {**dict(shape), "richness": 1.0}
+
+    def measure(member: Member, samples: dict[str, Samples]) -> Values:
+        inputs, targets = samples["batch"].inputs, samples["batch"].targets
+        scale = kernel_scale_of(hyperparameters, targets.shape[1], len(inputs))
+        value = ntk_top_eigenvalue(
+            _raw_apply(network, member),
+            member.state.parameters,
+            inputs,
+            num_lanczos_steps,
+            scale / jnp.square(member.hyper.richness),
+        )
+        return {"ntk_top_eigenvalue": value}
+
+    return measure
+
+
+def _raw_apply(network: Network, member: Member) -> Callable[[Parameters, jax.Array], jax.Array]:
+    if member.state.base is None:
+        return network.apply
+    return partial(linearized_apply(network.apply), member.state.base)
+
+
+@cache
+def hessian(network: Network, rules: Rules, num_eigenvalues: int, num_lanczos_steps: int) -> Any:
+    """The largest Hessian eigenvalues of the loss on the samples `batch`.
+
+    The largest is the `sharpness`, the others are `hessian_eigenvalue_2` and so on.
+
+    Reference:
+        Richness paper, figs. 3 and 33; catalogue item 1.3.
+    """
+
+    def measure(member: Member, samples: dict[str, Samples]) -> Values:
+        batch = samples["batch"]
+
+        def loss(parameters: Parameters) -> jax.Array:
+            outputs = outputs_on(network, member, batch, len(batch.inputs))(parameters)
+            return rules.loss(outputs, batch.targets, member.hyper.inverse_temperature)
+
+        eigenvalues = top_hessian_eigenvalues(
+            loss, member.state.parameters, num_eigenvalues, num_lanczos_steps
+        )
+        names = ["sharpness", *(f"hessian_eigenvalue_{i}" for i in range(2, num_eigenvalues + 1))]
+        return {name: eigenvalues[i] for i, name in enumerate(names)}
+
+    return measure
+
+
+@cache
+def alignment(network: Network, kernels: tuple[str, ...], samples_interact: bool) -> Any:
+    """Alignment of kernels with the targets of the samples `batch`.
+
+    Args:
+        network: The network.
+        kernels: Any of ntk, last_layer.
+        samples_interact: Whether outputs depend on the other samples of a batch.
+
+    Raises:
+        InputError: The last layer's inputs are wanted of a network that does not tell them.
+
+    Reference:
+        Catalogue item 1.4.
+    """
+    if "last_layer" in kernels and network.features is None:
+        raise InputError(
+            "measurements.kernel_alignment.kernels: the model does not tell its last hidden layer; "
+            "allowed: ntk"
+        )
+
+    def measure(member: Member, samples: dict[str, Samples]) -> Values:
+        inputs, targets = samples["batch"].inputs, samples["batch"].targets
+        parameters = member.state.parameters
+        values = {}
+        if "ntk" in kernels:
+            apply = _raw_apply(network, member)
+            gram = ntk_gram(apply, parameters, inputs, samples_interact=samples_interact)
+            values["kernel_target_alignment_ntk"] = kernel_target_alignment(gram, targets)
+        if "last_layer" in kernels and network.features is not None:
+            gram = feature_gram(network.features(parameters, inputs))
+            values["kernel_target_alignment_last_layer"] = kernel_target_alignment(gram, targets)
+            values["centered_kernel_alignment"] = centered_kernel_alignment(gram, targets)
+        return values
+
+    return measure
+
+
+@cache
+def movement(network: Network) -> Any:
+    """Norms of what each layer's weights have moved since initialisation."""
+
+    def measure(member: Member, samples: dict[str, Samples]) -> Values:
+        del samples  # the weights say it all
+        initial = network.init(jax.random.key(member.seed))
+        norms: Values = weight_movement(member.state.parameters, initial)
+        return norms
+
+    return measure
+
+
+@cache
+def held_out_outputs(network: Network) -> Any:
+    """The outputs on the samples `points`, flattened: sample by sample, output by output."""
+
+    def measure(member: Member, samples: dict[str, Samples]) -> Values:
+        function = outputs_on(network, member, samples["points"], EVALUATION_CHUNK)
+        return {"outputs": function(member.state.parameters).reshape(-1)}
+
+    return measure
+
+
+@cache
+def twin_distance(network: Network) -> Any:
+    r"""Distance of a run's outputs from those of its linearised twin, on the samples `points`.
+
+    .. math:: \left\| f(\theta_t) - f_\mathrm{lin}(\phi_t) \right\|_F
+
+    Both are trained on the same batches by the same optimiser, from the step of linearisation on.
+
+    Reference:
+        Temperature paper, section 2 (the deviation behind τ_nl); catapult paper, fig. 6.
+    """
+
+    def measure(member: Member, samples: dict[str, Samples]) -> Values:
+        points, twin = samples["points"], member.state.twin
+        assert twin is not None  # the rules ask for one where the distance is measured
+        outputs = outputs_on(network, member, points, EVALUATION_CHUNK)(member.state.parameters)
+        linear = member._replace(state=member.state._replace(base=twin.base))
+        linear_outputs = outputs_on(network, linear, points, EVALUATION_CHUNK)(twin.parameters)
+        return {"linearized_distance": jnp.linalg.norm(outputs - linear_outputs)}
+
+    return measure

@@ -1,0 +1,122 @@
+"""What a schema cannot check of an experiment's sections; nothing here imports JAX."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sgdphases.errors import InputError
+from sgdphases.validation import describe_value
+
+# Sections that only trained networks have.
+_TRAINING_SECTIONS = ("curvature", "schedule", "augmentation", "lowering")
+# Stopping criteria that only trained networks have, and that only theory has.
+_TRAINING_CRITERIA = ("epochs", "decay_time", "train_accuracy")
+_THEORY_CRITERIA = ("converged_output",)
+_MEASUREMENT_STEPS = ("dense_until", "points_per_decade", "every", "steps")
+_SCHEDULE_KEYS = {
+    "constant": (),
+    "piecewise": ("boundaries", "factors"),
+    "warmup_cosine": ("warmup",),
+    "final_rate": ("learning_rate", "num_steps"),
+}
+
+
+def refuse_sections_of_training(document: Mapping[str, Any], source: str) -> None:
+    """Refuse what only trained networks have, in a theory experiment.
+
+    Args:
+        document: The experiment as read, without defaults.
+        source: The file, for messages.
+
+    Raises:
+        InputError: It has a section that it cannot have.
+    """
+    for name in _TRAINING_SECTIONS:
+        if name in document:
+            given = describe_value(document[name])
+            raise InputError(f"{source}: {name}: {given}: a theory experiment has none")
+    for name in document.get("measurements", {}):
+        if name not in _MEASUREMENT_STEPS:
+            raise InputError(
+                f"{source}: measurements.{name}: a theory experiment measures what its program "
+                f"does; allowed: {', '.join(_MEASUREMENT_STEPS)}"
+            )
+
+
+def check_sections(document: Mapping[str, Any], source: str) -> None:
+    """Check what a schema cannot: that an experiment's sections go together.
+
+    Args:
+        document: The experiment with its defaults.
+        source: The file, for messages.
+
+    Raises:
+        InputError: A section is not allowed, or lacks something.
+    """
+    stopping, measurements = document["stopping"], document["measurements"]
+    theory = document["kind"] == "theory"
+    for name in _TRAINING_CRITERIA if theory else _THEORY_CRITERIA:
+        if name in stopping:
+            other = "training" if theory else "theory"
+            raise InputError(f"{source}: stopping.{name}: only a {other} experiment may stop by it")
+    if "min_steps" in stopping and not {"physical_time", "decay_time"} & set(stopping):
+        raise InputError(
+            f"{source}: stopping.min_steps: only a budget of time may be over too soon; allowed: "
+            "with physical_time or decay_time"
+        )
+    if "ntk_top_eigenvalue" in measurements and "curvature" not in document:
+        raise InputError(
+            f"{source}: measurements.ntk_top_eigenvalue: needs a curvature section, whose batch is "
+            "used"
+        )
+    hessian = measurements.get("hessian")
+    if hessian is not None and hessian["num_lanczos_steps"] < hessian["num_eigenvalues"]:
+        raise InputError(
+            f"{source}: measurements.hessian.num_lanczos_steps: {hessian['num_lanczos_steps']} "
+            f"products do not give {hessian['num_eigenvalues']} eigenvalues; allowed: at least as "
+            "many, better twice"
+        )
+    _check_schedule(document["schedule"], source)
+
+
+def _check_schedule(schedule: Mapping[str, Any], source: str) -> None:
+    needed = _SCHEDULE_KEYS[schedule["kind"]]
+    if set(schedule) != {"kind", *needed}:
+        wrong = sorted(set(schedule) ^ {"kind", *needed})[0]
+        fault = "is not used by" if wrong in schedule else "is missing, for"
+        raise InputError(
+            f"{source}: schedule: key {wrong!r} {fault} kind {schedule['kind']}; required: "
+            f"{', '.join(('kind', *needed))}"
+        )
+    if schedule["kind"] == "piecewise":
+        boundaries, factors = schedule["boundaries"], schedule["factors"]
+        if boundaries != sorted(set(boundaries)):
+            raise InputError(
+                f"{source}: schedule.boundaries: {describe_value(boundaries)} is not allowed; "
+                "allowed: increasing fractions of the budget"
+            )
+        if len(factors) != len(boundaries):
+            raise InputError(
+                f"{source}: schedule.factors: {describe_value(factors)} is not allowed; allowed: "
+                f"as many as boundaries, {len(boundaries)}"
+            )
+
+
+def check_budgets(
+    runs: Iterable[Mapping[str, Any]], stopping: Mapping[str, Any], source: str
+) -> None:
+    """Check that every run ends: a time of decay alone ends none that does not decay.
+
+    Args:
+        runs: The trained runs of an experiment.
+        stopping: Its section `stopping`.
+        source: The file, for messages.
+
+    Raises:
+        InputError: A run would never end.
+    """
+    budgets = {"num_steps", "epochs", "physical_time", "decay_time"} & set(stopping)
+    if budgets == {"decay_time"} and any(run["weight_decay"] == 0 for run in runs):
+        raise InputError(
+            f"{source}: stopping.decay_time: a run with weight_decay 0 would never end; allowed: "
+            "with num_steps, epochs or physical_time besides, or a weight_decay above 0"
+        )
