@@ -1,100 +1,107 @@
-"""Compare the two lowerings of a training step: runs one after the other, or as one batched step.
+"""Compare the lowerings that the engine chooses among, each forced, in training jobs.
 
-Prints one table and writes benchmarks/results/lowering.json. Both sides are measured in one
-process on the same device: `python benchmarks/lowering.py [--threads N]`.
+Prints one table and writes benchmarks/results/lowering.json:
+`python benchmarks/lowering.py [--cases fc512 fc64 ...] [--threads N]`. GFLOP/s count the products
+that the mathematics needs; the lowerings of a case are measured in turn. On an accelerator, give
+`--threads 0`.
 """
 
 import argparse
-import functools
-import itertools
-import json
 import math
-import os
-import time
-from pathlib import Path
+from dataclasses import asdict
+from typing import Any
+
+from common import (
+    CASES,
+    Case,
+    Side,
+    add_common_arguments,
+    describe_machine,
+    limit_threads,
+    measure_in_turn,
+    median,
+    print_complaints,
+    print_table,
+    ratio,
+    tiny,
+    write_result,
+)
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=1, help="threads of JAX's CPU backend")
-    parser.add_argument("--runs", type=int, default=16, help="runs trained together")
-    parser.add_argument("--batch", type=int, default=512, help="samples per batch")
-    parser.add_argument("--repeats", type=int, default=3, help="timings, of which the best counts")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--cases", nargs="+", choices=list(CASES), default=["fc512", "fc64", "cnn32"]
+    )
+    add_common_arguments(parser, seconds=0.5)
     return parser.parse_args()
+
+
+def candidates(case: Case, threads: int) -> list[dict[str, Any]]:
+    """The lowerings that a job of this case would try."""
+    from sgdphases.lowering import candidate_lowerings
+
+    platform, num_devices = "cpu", threads
+    if not threads:
+        import jax
+
+        platform, num_devices = jax.default_backend(), jax.local_device_count()
+    num_devices = min(num_devices, case.num_runs)
+    runs_per_device = math.ceil(case.num_runs / num_devices)
+    has_convolutions = case.model == "convolutional"
+    found = candidate_lowerings(platform, runs_per_device, num_devices, has_convolutions)
+    return [asdict(lowering) for lowering in found]
 
 
 def main() -> None:
     arguments = parse_arguments()
-    os.environ["NPROC"] = str(arguments.threads)
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from sgdphases.models import build_network
-    from sgdphases.training import Rules, RunHyperparameters, advance, start_runs
-
-    runs, batch = arguments.runs, arguments.batch
-    rows = []
-    for inputs_dim, width, depth in [(784, 64, 3), (64, 256, 4), (784, 256, 2), (784, 512, 4)]:
-        shared = {
-            "model": "fully_connected",
-            "depth": depth,
-            "width": width,
-            "activation": "relu",
-            "parametrisation": "ntk",
-            "weight_scale": math.sqrt(2),
-            "bias_scale": None,
-            "precision": "float32",
-        }
-        network = build_network(shared, (inputs_dim,), 10)
-        sizes = [inputs_dim, *[width] * (depth - 1), 10]
-        # Forward, and backward for weights and activations (not for the inputs): what the
-        # mathematics needs.
-        products = [i * o for i, o in itertools.pairwise(sizes)]
-        flop = 2 * batch * (3 * sum(products) - products[0]) * runs
-        generator = np.random.default_rng(0)
-        inputs = jnp.asarray(generator.normal(size=(batch, inputs_dim)), jnp.float32)
-        targets = jnp.asarray(np.eye(10)[generator.integers(10, size=batch)], jnp.float32)
-        hyper = RunHyperparameters(
-            learning_rate=jnp.full(runs, 0.1, jnp.float32),
-            momentum=jnp.zeros(runs, jnp.float32),
-            weight_decay=jnp.zeros(runs, jnp.float32),
-            num_steps=jnp.full(runs, 10**6, jnp.int32),
-        )
-        steps = max(5, int(3e10 * arguments.threads / flop))
-        seconds = {}
-        for lowering in ("map", "vmap"):
-            rules = Rules("mean_squared_error", False, 1e6, None, lowering)
-            states = start_runs(network, rules, hyper, jnp.arange(runs, dtype=jnp.uint32))
-
-            count = jnp.asarray(steps, jnp.int32)
-            run = functools.partial(advance, network, rules)
-            rest = (hyper, inputs, targets, None, count)
-            states = jax.block_until_ready(run(states, *rest))
-            timings = []
-            for _ in range(arguments.repeats):
-                began = time.perf_counter()
-                states = jax.block_until_ready(run(states, *rest))
-                timings.append(time.perf_counter() - began)
-            seconds[lowering] = min(timings) / steps
-        rows.append(
+    if arguments.threads:
+        limit_threads(arguments.threads)
+    results, rows, measured = [], [], {}
+    for name in arguments.cases:
+        case = tiny(CASES[name]) if arguments.smoke else CASES[name]
+        sides = [
+            Side(
+                ", ".join(f"{key} {value}" for key, value in lowering.items()),
+                "common:train_with_engine",
+                {"case": case, "threads": arguments.threads, "lowering": lowering},
+            )
+            for lowering in candidates(case, arguments.threads)
+        ]
+        measure_in_turn(sides, arguments.rounds, arguments.seconds)
+        fastest = max((side for side in sides if side.rates), key=median)
+        for side in sides:
+            row = [f"{name} x {case.num_runs} runs", side.name, median(side), ratio(side, fastest)]
+            rows.append(row)
+        results.append(
             {
-                "network": "-".join(map(str, sizes)),
-                "map_gflops": flop / seconds["map"] / 1e9,
-                "vmap_gflops": flop / seconds["vmap"] / 1e9,
-                "map_over_vmap": seconds["vmap"] / seconds["map"],
+                "case": name,
+                "lowerings": [
+                    {
+                        **side.arguments["lowering"],
+                        "gflops": median(side),
+                        "rounds_gflops": side.rates,
+                        "set_aside_gflops": side.set_aside,
+                        "unavailable": side.failure,
+                    }
+                    for side in sides
+                ],
             }
         )
-    print(f"{runs} runs, batch {batch}, {arguments.threads} thread(s), {jax.default_backend()}")
-    print(f"{'network':<22}{'map':>10}{'vmap':>10}{'ratio':>8}   (GFLOP/s)")
-    for row in rows:
-        print(
-            f"{row['network']:<22}{row['map_gflops']:>10.0f}{row['vmap_gflops']:>10.0f}"
-            f"{row['map_over_vmap']:>8.2f}"
-        )
-    output = Path(__file__).parent / "results" / "lowering.json"
-    output.parent.mkdir(exist_ok=True)
-    output.write_text(json.dumps({"arguments": vars(arguments), "rows": rows}, indent=1))
+        measured[name] = sides
+    print(f"{arguments.threads} thread(s), median of {arguments.rounds} undisturbed rounds in turn")
+    print_table(("case", "lowering", "GFLOP/s", "of the fastest"), rows)
+    for name, sides in measured.items():
+        print_complaints(name, sides)
+    write_result(
+        arguments.results,
+        "lowering",
+        {
+            "machine": describe_machine(arguments.threads),
+            "arguments": vars(arguments),
+            "results": results,
+        },
+    )
 
 
 if __name__ == "__main__":

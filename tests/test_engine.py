@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import math
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sgdphases import training
 from sgdphases.batches import batch_indices
 from sgdphases.datasets.loading import Dataset
 from sgdphases.hyperparameters import complete_run
@@ -391,6 +393,58 @@ def test_second_head_adds_a_frozen_copy():
         network = build_network(runs[0], (5,), 3)
         alone = network.apply(network.init(jax.random.key(0)), jnp.asarray(dataset.test_inputs))
     np.testing.assert_allclose(first[2], 2 * np.asarray(alone).ravel(), rtol=1e-10)
+
+
+@pytest.mark.parametrize("num_samples", [4, 5])
+def test_centred_outputs_start_at_zero_with_batch_norm(num_samples):
+    """However many samples they are measured on: the frozen copy sees the same batches."""
+    dataset = make_dataset((7, 7, 1))
+    shared = {"centered": True, "richness": 1e-2, "learning_rate": 1e-4}
+    run = make_run("run", "l2_cnn", parametrisation="mup", **shared)
+    measured = {"every": 5, "outputs": {"num_samples": num_samples}}
+    history = train([run], dataset, make_settings(1, measurements=measured)).history
+    assert np.abs(history["outputs"].iloc[0]).max() < 1e-10
+    assert np.abs(history["outputs"].iloc[1]).max() > 1e-6
+
+
+def test_a_seed_gives_the_same_network_in_every_precision():
+    losses = []
+    for precision in ("float32", "float64"):
+        run = make_run("run", "fully_connected", learning_rate=0.01, precision=precision)
+        losses.append(train([run], make_dataset((5,)), make_settings(1)).history["train_loss"][0])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_groups_that_do_not_divide_the_runs_are_filled_up(shard_of_64):
+    dataset, runs, large = shard_of_64
+    some = runs[-7:]
+    shard = train(some, dataset, lowering={"runs_together": 3})
+    assert shard.runs["run_id"].tolist() == [run["run_id"] for run in some]
+    expected = large.runs["final_train_loss"][-7:]
+    np.testing.assert_allclose(shard.runs["final_train_loss"], expected, rtol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "schedule", [None, {"kind": "final_rate", "learning_rate": 0.01, "num_steps": 5}]
+)
+def test_a_long_job_tries_its_lowerings_and_keeps_the_choice(
+    schedule, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(training, "is_worth_a_trial", lambda platform, flop: True)
+    monkeypatch.setattr(training, "_SECONDS_PER_TRIAL", 0.001)
+    runs = [make_run(f"run {i}", "fully_connected", learning_rate=0.05) for i in range(2)]
+    settings = make_settings(10, schedule=schedule)
+    with caplog.at_level("INFO"):
+        first = train(runs, make_dataset((5,)), settings, cache_folder=tmp_path)
+        assert sum("chosen" in message for message in caplog.messages) == 1
+        second = train(runs, make_dataset((5,)), settings, cache_folder=tmp_path)
+        assert sum("chosen" in message for message in caplog.messages) == 1
+    assert first.runs["lowering"].tolist() == second.runs["lowering"].tolist()
+    (note,) = tmp_path.glob("*.json")
+    seconds = [value for _, value in json.loads(note.read_text())["seconds_per_step"]]
+    assert len(seconds) > 1
+    # A step of nothing would take no time: every candidate took all steps.
+    assert all(1e-7 < value < 60 for value in seconds)
 
 
 # PyTorch, with the same weights and batches.

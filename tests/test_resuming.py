@@ -154,7 +154,11 @@ def test_a_terminated_job_saves_and_asks_to_be_run_again(uninterrupted):
 
 @pytest.fixture
 def short_job():
-    runs = [make_run(f"run {i}", "fully_connected", learning_rate=0.05, seed=i) for i in range(4)]
+    rates = (0.03, 0.04, 0.05, 0.06)
+    runs = [
+        make_run(f"run {i}", "fully_connected", learning_rate=rate, seed=i)
+        for i, rate in enumerate(rates)
+    ]
     return runs, make_dataset((5,))
 
 
@@ -206,12 +210,6 @@ def test_programs_that_finished_are_not_trained_again(short_job, tmp_path, monke
     runs, dataset = short_job
     expected = train(runs, dataset, most_runs=2)
     trained = []
-    original = training._Trainer.start
-
-    def begin(self):
-        trained.append(list(self.table["run_id"]))
-        return original(self)
-
     first = training._Trainer.train
 
     def fail_in_second(self):
@@ -223,12 +221,30 @@ def test_programs_that_finished_are_not_trained_again(short_job, tmp_path, monke
         patch.setattr(training._Trainer, "train", fail_in_second)
         with pytest.raises(KeyboardInterrupt):
             train(runs, dataset, most_runs=2, checkpoint_folder=tmp_path)
-    monkeypatch.setattr(training, "advance", lambda *a: trained.append(a) or ADVANCE(*a))
+
+    def advance(*arguments):
+        trained.append(np.asarray(arguments[5].learning_rate).tolist())
+        return ADVANCE(*arguments)
+
+    monkeypatch.setattr(training, "advance", advance)
     shard = train(runs, dataset, most_runs=2, checkpoint_folder=tmp_path)
+    assert set(map(tuple, trained)) == {(0.05, 0.06)}
     assert_equal([shard.runs, shard.history], [expected.runs, expected.history])
 
 
 ADVANCE = training.advance
+
+
+def test_a_job_that_goes_on_keeps_its_programs(short_job, tmp_path, monkeypatch, caplog):
+    """Though more memory is free then."""
+    expected = train(*short_job, most_runs=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Trainer, "runs_that_fit", lambda self: 2)
+        train_until_saved(short_job, tmp_path, monkeypatch)
+    with caplog.at_level("INFO"):
+        shard = train(*short_job, checkpoint_folder=tmp_path)
+    assert any("resuming at step" in message for message in caplog.messages)
+    assert_equal([shard.runs, shard.history], [expected.runs, expected.history])
 
 
 def test_out_of_memory_halves_the_runs(short_job, monkeypatch, caplog):

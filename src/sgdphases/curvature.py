@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sgdphases.datasets.loading import Dataset
 from sgdphases.losses import kernel_scale
-from sgdphases.models import Parameters, build_network, parameter_dtype
+from sgdphases.models import Parameters, build_network, parameter_dtype, single_run_convolution
 
 logger = logging.getLogger(__name__)
 
@@ -372,7 +372,9 @@ def _compile_measurement(
     network: Mapping[str, Any], dataset: Dataset, indices: NDArray[np.int64], num_lanczos_steps: int
 ) -> Callable[[int, float], NDArray[np.float64]]:
     """From a seed and the kernel's factor to the (batches,) eigenvalues."""
-    function = build_network(network, dataset.input_shape, dataset.num_outputs)
+    function = build_network(
+        network, dataset.input_shape, dataset.num_outputs, single_run_convolution()
+    )
     measure = jax.jit(lambda p, x: ntk_top_eigenvalue(function.apply, p, x, num_lanczos_steps, 1.0))
     dtype = parameter_dtype(network["precision"])
 

@@ -162,6 +162,33 @@ def device_memory(num_jobs: int = 1) -> int:
     return int(available // (num_jobs * jax.local_device_count()))
 
 
+def intermediate_bytes(function: Callable[..., Any], *arguments: Any) -> int:
+    """Bytes of all values that a function computes in turn: more than it needs at once.
+
+    Args:
+        function: A function that JAX can trace.
+        arguments: Its arguments, arrays or their shapes.
+
+    Returns:
+        The sum over all operations, each body of a loop counted once.
+    """
+
+    def total(jaxpr: Any) -> int:
+        size = 0
+        for equation in jaxpr.eqns:
+            size += sum(v.aval.size * v.aval.dtype.itemsize for v in equation.outvars)
+            for parameter in jax.tree.leaves(equation.params, is_leaf=_is_jaxpr):
+                if _is_jaxpr(parameter):
+                    size += total(getattr(parameter, "jaxpr", parameter))
+        return size
+
+    return total(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(value, "eqns")
+
+
 @dataclass(frozen=True)
 class MemoryEstimate:
     """Bytes that a program takes on a device.

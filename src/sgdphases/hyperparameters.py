@@ -143,11 +143,13 @@ def _check_names(setting: Mapping[str, Any], origin: Origin) -> None:
 
 def _faults(run: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
     """What does not go together, after the names involved, the one to change first."""
-    if run["precision"] in REDUCED_PRECISIONS and (run["centered"] or run["richness"] != 1):
+    differences = run["centered"] or run["richness"] != 1 or run["head_correlation"] is not None
+    if run["precision"] in REDUCED_PRECISIONS and differences:
         yield (
-            ("precision", "centered", "richness"),
+            ("precision", "centered", "richness", "head_correlation"),
             f"precision {run['precision']} would lose the small differences of outputs that are "
-            "centered or divided by a richness; allowed: precision float32 or float64 with these",
+            "centered, divided by a richness or have a second head; allowed: precision float32 or "
+            "float64 with these",
         )
     if run["head_correlation"] is not None and run["centered"]:
         yield (

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sgdphases.devices import is_out_of_memory
 from sgdphases.grid import content_hash
 from sgdphases.runs import Lowering
 from sgdphases.storage import write_text
@@ -91,8 +92,10 @@ def choose_lowering(
     for candidate in candidates:
         try:
             seconds[candidate] = seconds_per_step(candidate)
-        except RuntimeError as error:  # too large for the device, or not supported there
-            logger.info("lowering %s: cannot be used: %s", candidate, str(error).splitlines()[0])
+        except (RuntimeError, ValueError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.info("lowering %s: too large for the device's memory", candidate)
     if not seconds:
         return candidates[0]
     chosen = min(seconds, key=lambda candidate: seconds[candidate])

@@ -37,10 +37,6 @@ from sgdphases.runs import (
     spread,
 )
 
-# Samples that outputs are computed for at once, to bound memory.
-EVALUATION_CHUNK = 2048
-
-
 # The functions below that make a measurement return the same object for the same arguments:
 # compiled programs are kept by it.
 
@@ -71,11 +67,6 @@ class Samples(NamedTuple):
     inputs: jax.Array
     targets: jax.Array
     offsets: jax.Array | None
-
-    def first(self, count: int | None) -> "Samples":
-        """The first `count` samples; None means all."""
-        offsets = None if self.offsets is None else self.offsets[:, :count]
-        return Samples(self.inputs[:count], self.targets[:count], offsets)
 
 
 Values = dict[str, jax.Array]
@@ -168,7 +159,7 @@ def outputs_on(
 
 
 @cache
-def losses(network: Network, rules: Rules, chunk: int = EVALUATION_CHUNK) -> Any:
+def losses(network: Network, rules: Rules, chunk: int) -> Any:
     """Loss and accuracy on the samples `train` and `test`, and the weight decay under AutoL2."""
 
     def measure(member: Member, samples: dict[str, Samples]) -> Values:
@@ -303,18 +294,18 @@ def movement(network: Network) -> Any:
 
 
 @cache
-def held_out_outputs(network: Network) -> Any:
+def held_out_outputs(network: Network, chunk: int) -> Any:
     """The outputs on the samples `points`, flattened: sample by sample, output by output."""
 
     def measure(member: Member, samples: dict[str, Samples]) -> Values:
-        function = outputs_on(network, member, samples["points"], EVALUATION_CHUNK)
+        function = outputs_on(network, member, samples["points"], chunk)
         return {"outputs": function(member.state.parameters).reshape(-1)}
 
     return measure
 
 
 @cache
-def twin_distance(network: Network) -> Any:
+def twin_distance(network: Network, chunk: int) -> Any:
     r"""Distance of a run's outputs from those of its linearised twin, on the samples `points`.
 
     .. math:: \left\| f(\theta_t) - f_\mathrm{lin}(\phi_t) \right\|_F
@@ -328,9 +319,9 @@ def twin_distance(network: Network) -> Any:
     def measure(member: Member, samples: dict[str, Samples]) -> Values:
         points, twin = samples["points"], member.state.twin
         assert twin is not None  # the rules ask for one where the distance is measured
-        outputs = outputs_on(network, member, points, EVALUATION_CHUNK)(member.state.parameters)
+        outputs = outputs_on(network, member, points, chunk)(member.state.parameters)
         linear = member._replace(state=member.state._replace(base=twin.base))
-        linear_outputs = outputs_on(network, linear, points, EVALUATION_CHUNK)(twin.parameters)
+        linear_outputs = outputs_on(network, linear, points, chunk)(twin.parameters)
         return {"linearized_distance": jnp.linalg.norm(outputs - linear_outputs)}
 
     return measure

@@ -1,6 +1,8 @@
 """Train the runs of one shard together and measure them on the way."""
 
+import contextlib
 import functools
+import json
 import logging
 import math
 import time
@@ -24,6 +26,7 @@ from sgdphases.datasets.loading import Dataset
 from sgdphases.devices import (
     device_memory,
     estimate_memory,
+    intermediate_bytes,
     is_out_of_memory,
     pad_runs,
     replicated_sharding,
@@ -40,8 +43,8 @@ from sgdphases.lowering import (
     choose_lowering,
     is_worth_a_trial,
 )
-from sgdphases.measurements import EVALUATION_CHUNK, Measurement, Member, Samples, measure_runs
-from sgdphases.models import Network, build_network, parameter_dtype
+from sgdphases.measurements import Measurement, Member, Samples, measure_runs
+from sgdphases.models import Network, build_network, parameter_dtype, single_run_convolution
 from sgdphases.optimizers import OptimizerRule
 from sgdphases.progress import Progress, matrix_product_flop
 from sgdphases.rate_schedules import physical_time, read_rate_schedule
@@ -66,6 +69,7 @@ from sgdphases.runs import (
     step_run,
 )
 from sgdphases.schedule import measurement_steps, planned_steps
+from sgdphases.storage import write_text
 from sgdphases.summary import summarise_runs
 
 logger = logging.getLogger(__name__)
@@ -74,6 +78,9 @@ logger = logging.getLogger(__name__)
 _SECONDS_PER_SEGMENT = 2.0
 # Time that each lowering is tried for, besides its compilation.
 _SECONDS_PER_TRIAL = 0.3
+# Samples that outputs are computed for at once, to bound memory; images take more of it.
+_EVALUATION_CHUNK = 2048
+_EVALUATION_CHUNK_OF_IMAGES = 256
 _MATRIX_PRECISION = {"tensorfloat32": "tensorfloat32", "bfloat16": "bfloat16"}
 
 
@@ -141,10 +148,13 @@ def train_shard(
     execution = execution or Execution()
     precision = runs[0]["precision"]
     matrix_precision = _MATRIX_PRECISION.get(precision, "highest")
-    pending = [list(zip(runs, network_ids, strict=True))]
-    if execution.most_runs is not None:
-        pending = _cut(pending[0], execution.most_runs)
+    everything = list(zip(runs, network_ids, strict=True))
+    pending = _read_parts(execution.checkpoint_folder, everything)
+    is_known = pending is not None
+    if pending is None:
+        pending = _cut(everything, execution.most_runs or len(everything))
     finished: list[TrainedShard] = []
+    done: list[_Part] = []
     with (
         saving_on_signal() as interruption,
         jax.enable_x64(precision == "float64"),
@@ -154,13 +164,18 @@ def train_shard(
             part = pending.pop(0)
             try:
                 trainer = _Trainer(settings, part, dataset, critical, execution, interruption)
-                fitting = trainer.runs_that_fit()
+                fitting = len(part) if is_known else trainer.runs_that_fit()
                 if fitting < len(part):
                     logger.info("memory holds %d of %d runs at once", fitting, len(part))
                     pending[:0] = _cut(part, fitting)
                     continue
+                _write_parts(execution.checkpoint_folder, [*done, part, *pending])
                 finished.append(trainer.train())
-            except (RuntimeError, MemoryError) as error:
+                done.append(part)
+            except InputError as error:
+                # What a model or a measurement refuses does not know the experiment.
+                raise InputError(f"{settings['experiment']}: {error}") from None
+            except (RuntimeError, ValueError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 if len(part) == 1:
@@ -174,10 +189,47 @@ def train_shard(
                     "out of device memory with %d runs at once: going on with %d", len(part), half
                 )
                 pending[:0] = _cut(part, half)
-    return TrainedShard(
-        runs=pd.concat([shard.runs for shard in finished], ignore_index=True),
-        history=pd.concat([shard.history for shard in finished], ignore_index=True),
+    order = {run["run_id"]: position for position, run in enumerate(runs)}
+    table = pd.concat([shard.runs for shard in finished], ignore_index=True)
+    history = pd.concat([shard.history for shard in finished], ignore_index=True)
+    by_run = table["run_id"].map(order).argsort(kind="stable")
+    by_step = np.lexsort((history["run_id"].map(order), history["step"]))
+    counts = table["status"].value_counts()
+    logger.info(
+        "training %s: %s",
+        settings["experiment"],
+        ", ".join(f"{counts.get(name, 0)} {name}" for name in STATUS_NAMES[1:]),
     )
+    return TrainedShard(
+        table.iloc[by_run].reset_index(drop=True), history.iloc[by_step].reset_index(drop=True)
+    )
+
+
+# How a shard was cut into programs: a job that goes on must cut it alike, whatever memory is free
+# then.
+_PARTS_FILE = "parts.json"
+
+
+def _read_parts(folder: Path | None, everything: "_Part") -> "list[_Part] | None":
+    """The parts that an earlier job on the same runs made; None where there are none."""
+    if folder is None:
+        return None
+    try:
+        names = json.loads((folder / _PARTS_FILE).read_text(encoding="utf-8"))
+        by_name = {run["run_id"]: (run, network) for run, network in everything}
+        parts = [[by_name[name] for name in part] for part in names]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return parts if sum(map(len, parts)) == len(everything) else None
+
+
+def _write_parts(folder: Path | None, parts: "list[_Part]") -> None:
+    if folder is None:
+        return
+    names = [[run["run_id"] for run, _ in part] for part in parts]
+    # Without it a job that goes on may have to start anew: no reason to end this one.
+    with contextlib.suppress(OSError):
+        write_text(json.dumps(names), folder / _PARTS_FILE)
 
 
 _Part = list[tuple[Mapping[str, Any], str]]
@@ -239,6 +291,11 @@ class _Trainer:
         execution: Execution,
         interruption: Interruption,
     ) -> None:
+        self.mesh = run_mesh(min(jax.local_device_count(), len(part)))
+        # Neighbours in a shard take similar rates: dealt out in turn, devices have as much to do.
+        part = [
+            member for device in range(self.mesh.size) for member in part[device :: self.mesh.size]
+        ]
         runs, network_ids = [dict(run) for run, _ in part], [network for _, network in part]
         self.settings, self.execution, self.interruption = settings, execution, interruption
         self.dataset, self.shared = dataset, runs[0]
@@ -267,7 +324,6 @@ class _Trainer:
             ]
         )
         self.last_step = int(self.num_steps.max())
-        self.mesh = run_mesh(min(jax.local_device_count(), len(runs)))
         self.platform = self.mesh.devices.flat[0].platform
         self.rules = self._rules()
         self.hyper, self.seeds = self._hyperparameters()
@@ -277,7 +333,7 @@ class _Trainer:
             _network, self.shape, tuple(dataset.input_shape), dataset.num_outputs
         )
         # For measurements, one run after the other.
-        self.network = self.networks("explicit" if self.platform == "cpu" else "native")
+        self.network = self.networks(single_run_convolution())
         shapes = jax.eval_shape(self.network.init, jax.random.key(0))
         self.has_convolutions = any(leaf.ndim == 4 for leaf in jax.tree.leaves(shapes))
 
@@ -335,7 +391,11 @@ class _Trainer:
             **{name: self.table[name].to_numpy(self.dtype) for name in names},
         }
         hyper = RunHyperparameters(**{name: jnp.asarray(v) for name, v in values.items()})
-        padded = pad_runs((hyper, self.table["seed"].to_numpy(np.uint32)), self.mesh.size)
+        # Groups of a forced size are filled up too.
+        group = (self.execution.lowering or {}).get("runs_together", 1)
+        group = 1 if group == "all" else min(group, math.ceil(len(self.table) / self.mesh.size))
+        seeds = self.table["seed"].to_numpy(np.uint32)
+        padded = pad_runs((hyper, seeds), self.mesh.size * group)
         placed: tuple[RunHyperparameters, jax.Array] = jax.device_put(
             padded, run_sharding(self.mesh)
         )
@@ -351,16 +411,12 @@ class _Trainer:
         if self.execution.most_runs is not None:
             return len(self.table)
         state, hyper, *batch = self.step_arguments
-        state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         available = device_memory(self.execution.jobs)
-        # Small states need no compiled program to tell that they fit.
-        if 64 * state_bytes * len(self.table) < available and not self.has_convolutions:
+        step = functools.partial(step_run, self.network, self.rules)
+        # Small runs need no compiled program to tell that they fit.
+        if intermediate_bytes(step, state, hyper, *batch) * len(self.table) < available / 2:
             return len(self.table)
-        estimate = estimate_memory(
-            functools.partial(step_run, self.network, self.rules),
-            (state, hyper),
-            tuple(batch),
-        )
+        estimate = estimate_memory(step, (state, hyper), tuple(batch))
         return runs_per_program(len(self.table), estimate, available, self.mesh.size)
 
     def train(self) -> TrainedShard:
@@ -525,23 +581,32 @@ class _Trainer:
             self.block = (segment.block, Batches(segment.inputs, segment.targets, offsets))
         return self.block[1]
 
-    def offsets(self, inputs: jax.Array) -> jax.Array | None:
+    def offsets(self, inputs: jax.Array, chunk: int | None = None) -> jax.Array | None:
+        """Outputs of the frozen networks, from as many samples at once as the run's own."""
         if self.rules.frozen is None:
             return None
         outputs: jax.Array = frozen_outputs(
-            self.network, self.rules.frozen, self.frozen, inputs, self.chunk
+            self.network, self.rules.frozen, self.frozen, inputs, chunk or self.chunk
         )
         return outputs
 
     @property
     def chunk(self) -> int:
         """Samples whose outputs are computed at once; as trained where layers look at the batch."""
-        return self.batch_size if self.has_convolutions else EVALUATION_CHUNK
+        size: int = self.batch_size
+        if self.shared.get("batch_norm"):
+            return size
+        return (
+            max(size, _EVALUATION_CHUNK_OF_IMAGES) if self.has_convolutions else _EVALUATION_CHUNK
+        )
 
     def choose_lowering(self) -> Lowering:
         forced = dict(self.execution.lowering or {})
-        if forced.get("runs_together") == "all":
-            forced["runs_together"] = self.runs_per_device
+        if "runs_together" in forced:
+            wanted = forced["runs_together"]
+            forced["runs_together"] = (
+                self.runs_per_device if wanted == "all" else min(wanted, self.runs_per_device)
+            )
         offered = candidate_lowerings(
             self.platform,
             self.runs_per_device,
@@ -553,12 +618,6 @@ class _Trainer:
             for candidate in offered
             if all(getattr(candidate, key) == value for key, value in forced.items())
         ] or [replace(offered[0], **forced)]
-        if self.runs_per_device % candidates[0].runs_together:
-            raise InputError(
-                f"{self.settings['experiment']}: lowering.runs_together: "
-                f"{candidates[0].runs_together} does not divide the {self.runs_per_device} runs of "
-                "a device; allowed: a divisor, or all"
-            )
         flop = float(self.num_steps.sum()) * self.flop_per_step
         if len(candidates) == 1 or not is_worth_a_trial(self.platform, flop):
             return candidates[0]
@@ -580,6 +639,7 @@ class _Trainer:
         hyper = self.hyper._replace(
             learning_rate=jnp.zeros_like(self.hyper.learning_rate),
             num_steps=jnp.full_like(self.hyper.num_steps, np.iinfo(np.int32).max),
+            base_steps=jnp.full_like(self.hyper.base_steps, np.iinfo(np.int32).max),
         )
         states: RunState = start_runs(self.rules, hyper, self.initial_parameters())
         batches = self.batches(self.source.segment(0, 1))
@@ -599,6 +659,8 @@ class _Trainer:
             began = time.perf_counter()
             states = jax.block_until_ready(take(states, count))
             seconds = time.perf_counter() - began
+            if not (np.asarray(states.status) == RUNNING).all():
+                return math.inf  # a run ended at once: the time says nothing
             if seconds > _SECONDS_PER_TRIAL or count >= 1024:
                 return seconds / count
             count *= 4
@@ -648,7 +710,6 @@ class _Trainer:
                 ("test", evaluation.get("num_test")),
             )
         }
-        test = samples["test"]
         found = [
             Measurement(asked, measurements.losses(self.network, self.rules, self.chunk), samples)
         ]
@@ -660,7 +721,8 @@ class _Trainer:
         if "hessian" in asked:
             options = asked["hessian"]
             size = options["batch_size"]
-            batch = self.probe(size) if options["split"] == "train" else test.first(size)
+            choose = self.probe if options["split"] == "train" else self.test_samples
+            batch = choose(size, chunk=size)
             measure = measurements.hessian(
                 self.network, self.rules, options["num_eigenvalues"], options["num_lanczos_steps"]
             )
@@ -670,7 +732,7 @@ class _Trainer:
             measure = measurements.alignment(
                 self.network, tuple(options["kernels"]), bool(self.shared.get("batch_norm"))
             )
-            batch = test.first(options["num_samples"])
+            batch = self.test_samples(options["num_samples"])
             found.append(Measurement(options, measure, {"batch": batch}))
         if "weight_movement" in asked:
             measure = measurements.movement(self.network)
@@ -680,11 +742,11 @@ class _Trainer:
             ("linearized_distance", measurements.twin_distance),
         ):
             if name in asked:
-                points = {"points": test.first(asked[name]["num_samples"])}
-                found.append(Measurement(asked[name], make(self.network), points))
+                points = {"points": self.test_samples(asked[name]["num_samples"])}
+                found.append(Measurement(asked[name], make(self.network, self.chunk), points))
         return [_Scheduled(m, measurement_steps(m.schedule, self.last_step)) for m in found]
 
-    def probe(self, batch_size: int) -> Samples:
+    def probe(self, batch_size: int, chunk: int | None = None) -> Samples:
         """The training samples that curvature is measured on."""
         (indices,) = probe_indices(
             self.dataset.num_train, batch_size, 1, self.settings["data_seed"]
@@ -692,13 +754,17 @@ class _Trainer:
         return self.samples(
             self.dataset.inputs_at(indices, self.dtype),
             self.dataset.targets_at(indices, self.dtype),
+            chunk,
         )
 
-    def samples(self, inputs: Any, targets: Any) -> Samples:
+    def samples(self, inputs: Any, targets: Any, chunk: int | None = None) -> Samples:
         replicated = replicated_sharding(self.mesh)
         inputs, targets = jax.device_put((inputs, targets), replicated)
-        offsets = self.offsets(inputs)
-        return Samples(inputs, targets, offsets)
+        return Samples(inputs, targets, self.offsets(inputs, chunk))
+
+    def test_samples(self, count: int, chunk: int | None = None) -> Samples:
+        """The first test samples."""
+        return self.samples(*self.dataset.evaluation_set("test", count, self.dtype), chunk)
 
     def measure(self, states: RunState, step: int) -> RunState:
         """Record the runs that were still running; each run's last row is that of its own end."""
@@ -748,7 +814,9 @@ class _Trainer:
         members = Member(states, self.hyper, self.seeds)
         padded = np.zeros(len(self.seeds), dtype=bool)
         padded[: len(wanted)] = wanted
-        group = 1 if self.platform == "cpu" else self.lowering.runs_together
+        # Losses take as much memory as training; other measurements one run at a time.
+        is_losses = scheduled is self.measurements[0]
+        group = self.lowering.runs_together if is_losses and self.platform != "cpu" else 1
         with jax.default_matmul_precision("highest"):
             values = measure_runs(
                 scheduled.measurement.measure,

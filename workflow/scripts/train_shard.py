@@ -5,6 +5,7 @@ Outputs: runs.parquet and history.parquet, and the shard's note beside them.
 Scratch: checkpoints, deleted once the outputs are there.
 """
 
+import os
 from pathlib import Path
 
 from sgdphases.scripting import run_script, use_threads
@@ -46,6 +47,7 @@ def main() -> None:
             checkpoint_folder=checkpoints,
             checkpoint_seconds=execution["checkpoint_seconds"],
             cache_folder=cache / "lowerings",
+            jobs=max(1, (os.cpu_count() or 1) // snakemake.threads),
             version=snakemake.params.fingerprint,
         ),
     )

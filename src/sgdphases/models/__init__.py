@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
+from sgdphases.grid import VECTORISED_HYPERPARAMETERS
 from sgdphases.model_table import is_user_model, model_entry
 from sgdphases.models.convolutional import catapult_cnn, convolutional, l2_cnn
 from sgdphases.models.fully_connected import fully_connected
@@ -16,7 +18,15 @@ from sgdphases.models.user import load_user_model
 from sgdphases.models.vision_transformer import vision_transformer
 from sgdphases.models.wide_resnet import wide_resnet
 
-__all__ = ["FACTORIES", "Layers", "Network", "Parameters", "build_network", "parameter_dtype"]
+__all__ = [
+    "FACTORIES",
+    "Layers",
+    "Network",
+    "Parameters",
+    "build_network",
+    "parameter_dtype",
+    "single_run_convolution",
+]
 
 # By their names in the table of models.
 FACTORIES: dict[str, ModelFactory] = {
@@ -35,6 +45,11 @@ FACTORIES: dict[str, ModelFactory] = {
 def parameter_dtype(precision: str) -> str:
     """Type of parameters, inputs and losses; reduced precisions concern matrix products only."""
     return "float64" if precision == "float64" else "float32"
+
+
+def single_run_convolution() -> str:
+    """The fastest method of convolution on the default device for one network at a time."""
+    return "explicit" if jax.default_backend() == "cpu" else "native"
 
 
 def build_network(
@@ -62,7 +77,9 @@ def build_network(
     """
     model = hyperparameters["model"]
     if is_user_model(model):
-        return load_user_model(model)(hyperparameters, input_shape, num_outputs)
+        # Not what runs of one program differ in: they share their network.
+        own = {k: v for k, v in hyperparameters.items() if k not in VECTORISED_HYPERPARAMETERS}
+        return load_user_model(model)(own, input_shape, num_outputs)
     layers = Layers(
         parametrisation=hyperparameters["parametrisation"],
         weight_scale=hyperparameters["weight_scale"],

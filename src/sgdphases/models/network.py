@@ -168,11 +168,13 @@ def standard_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.A
     """Draws from N(0, 1).
 
     They are cut from a draw whose length is a power of two: each length is a program of its own,
-    which takes as long to compile as a small network.
+    which takes as long to compile as a small network. They are drawn in float32, so that a seed
+    gives the same network in every precision.
     """
     size = math.prod(shape)
     length = 1 << max(6, (size - 1).bit_length())
-    return jax.random.normal(key, (length,), dtype)[:size].reshape(shape)
+    draw = jax.random.normal(key, (length,), jnp.float32)
+    return draw[:size].reshape(shape).astype(dtype)
 
 
 def max_pool(inputs: jax.Array, window: int, stride: int) -> jax.Array:

@@ -32,7 +32,8 @@ def load_user_model(name: str) -> UserModelFactory:
     """The factory of a user's model.
 
     The function is called as function(hyperparameters, input_shape, num_outputs), the first a
-    mapping of all hyperparameters of the run, and returns one of
+    mapping of the hyperparameters that runs of one program share (not learning rate, richness, seed
+    and the like), and returns one of
 
     - a `Network`;
     - a pair (init, apply): init(key) -> parameters, apply(parameters, inputs) -> outputs;
@@ -52,7 +53,7 @@ def load_user_model(name: str) -> UserModelFactory:
         name: `package.module:function`; the current directory is searched too.
 
     Returns:
-        From all hyperparameters, the shape of one input and the number of outputs to the network.
+        From these hyperparameters, the shape of one input and the number of outputs to the network.
 
     Raises:
         InputError: There is no such module or function, or importing it fails. What is returned
