@@ -13,8 +13,8 @@ The sides: "engine", a training job of this package, with its own choice of lowe
 run by run (for networks of convolutions also with channels last); torch.func's vmap over stacked
 parameters, plain and compiled; JAX with one process per run, where start-up and compilation are
 shared out over runs of `--steps-per-run` steps; and the peak, a large square product in JAX and in
-PyTorch. PyTorch is no dependency of this project: `pip install torch`;
-as a dash, with the reason below the table.
+PyTorch. PyTorch is no dependency of this project: `pip install torch`; torch.compile needs a C++
+compiler. What is missing is shown as a dash, with the reason below the table.
 
 The case "scaling" trains the narrow network as 16 to 256 runs: time per run and step.
 """

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from sgdphases.hyperparameters import complete_run
 from sgdphases.models import build_network
 from sgdphases.progress import matrix_product_flop
 
@@ -29,11 +30,18 @@ def import_benchmark(name):
         return __import__(name)
 
 
+def network_of(case, common):
+    run = complete_run({**case.hyperparameters, "learning_rate": 1.0})
+    return build_network(run, case.input_shape, common.NUM_OUTPUTS)
+
+
 def run_script(folder, name, *options):
     """The JSON that a script leaves, and what it prints."""
     process = subprocess.run(
-        [sys.executable, str(FOLDER / f"{name}.py"), "--smoke", "--threads", "1"]
-        + ["--results", str(folder), *options],
+        [
+            *(sys.executable, str(FOLDER / f"{name}.py")),
+            *("--smoke", "--threads", "1", "--results", str(folder), *options),
+        ],
         env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(FOLDER.parent / "src")},
         capture_output=True,
         text=True,
@@ -60,6 +68,7 @@ def test_the_grid_is_compared_with_its_peers(tmp_path):
     assert "GFLOP/s" in printed
 
 
+@pytest.mark.slow
 def test_lowerings_are_compared(tmp_path):
     options = ("--cases", "fc64", "--rounds", "1", "--seconds", "0.02")
     result, _ = run_script(tmp_path, "lowering", *options)
@@ -92,7 +101,7 @@ def test_a_portrait_is_trained_by_snakemake(tmp_path):
 @pytest.mark.parametrize("name", ["fc512", "cnn32", "cnn32-colour"])
 def test_operations_are_those_that_the_engine_counts(common, name):
     case = common.tiny(common.CASES[name])
-    network = build_network(case.hyperparameters, case.input_shape, common.NUM_OUTPUTS)
+    network = network_of(case, common)
     parameters = jax.eval_shape(network.init, jax.random.key(0))
     inputs = jax.ShapeDtypeStruct((case.batch_size, *case.input_shape), jnp.float32)
 
@@ -105,7 +114,7 @@ def test_operations_are_those_that_the_engine_counts(common, name):
 
 def test_centred_networks_need_one_more_pass_for_all_runs(common):
     centred, plain = (common.tiny(common.CASES[name]) for name in ("fc64-centred", "fc64"))
-    network = build_network(plain.hyperparameters, plain.input_shape, common.NUM_OUTPUTS)
+    network = network_of(plain, common)
     parameters = network.init(jax.random.key(0))
     inputs = jnp.ones((plain.batch_size, *plain.input_shape))
     forward = matrix_product_flop(partial(network.apply, parameters), inputs)
@@ -116,7 +125,7 @@ def test_centred_networks_need_one_more_pass_for_all_runs(common):
 def test_pytorch_has_the_same_network(common, name):
     pytest.importorskip("torch")
     case = common.CASES[name]
-    network = build_network(case.hyperparameters, case.input_shape, common.NUM_OUTPUTS)
+    network = network_of(case, common)
     shapes = jax.tree.leaves(jax.eval_shape(network.init, jax.random.key(0)))
     layers = list(import_benchmark("peers").torch_network(case).parameters())
     assert sorted(math.prod(s.shape) for s in shapes) == sorted(p.numel() for p in layers)
