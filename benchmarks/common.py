@@ -17,6 +17,7 @@ import os
 import platform
 import re
 import statistics
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -161,7 +162,7 @@ def _serve(connection: Connection, maker: str, arguments: Mapping[str, Any]) -> 
         connection.send((None, told))
         while (seconds := connection.recv()) is not None:
             connection.send(sample(seconds))
-    except EOFError:  # the benchmark has ended
+    except (EOFError, BrokenPipeError):  # the benchmark has ended
         return
     except Exception as error:
         traceback.print_exc()
@@ -200,6 +201,8 @@ def measure_in_turn(sides: Sequence[Side], rounds: int, seconds: float, patience
                 side.failure = f"its process ended with code {process.exitcode}"
             side.told["seconds_to_ready"] = time.perf_counter() - began
             processes.append((side, ours, process))
+        names = ", ".join(f"{side.name} ({_readiness(side)})" for side in sides)
+        print(f"measuring in turn: {names}", file=sys.stderr, flush=True)
         for _ in range(patience * rounds):
             waiting = [p for p in processes if not p[0].failure and len(p[0].rates) < rounds]
             for side, connection, process in waiting:
@@ -220,6 +223,10 @@ def measure_in_turn(sides: Sequence[Side], rounds: int, seconds: float, patience
             process.terminate()
             process.join()
             connection.close()
+
+
+def _readiness(side: Side) -> str:
+    return "not available" if side.failure else f"ready in {side.told['seconds_to_ready']:.0f} s"
 
 
 # Share of the processors that other processes may take during a measurement.
@@ -471,7 +478,7 @@ def write_result(folder: Path, name: str, content: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.json"
     file.write_text(json.dumps(_plain(content), indent=1) + "\n", encoding="utf-8")
-    print(f"written: {file}")
+    print(f"written: {file}", file=sys.stderr)
 
 
 def _plain(value: Any) -> Any:

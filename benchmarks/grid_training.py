@@ -204,16 +204,26 @@ def table_rows(result: dict[str, Any]) -> list[list[Any]]:
 def main() -> None:
     arguments = parse_arguments()
     limit_threads(arguments.threads)
-    results, measured = [], {}
+    results: list[dict[str, Any]] = []
+    measured = {}
     for name in arguments.cases:
         if name == "scaling":
             result, sides = compare_run_counts(arguments)
         else:
-            result, sides = compare(
-                tiny(CASES[name]) if arguments.smoke else CASES[name], arguments
-            )
+            case = tiny(CASES[name]) if arguments.smoke else CASES[name]
+            result, sides = compare(case, arguments)
         results.append(result)
         measured[name] = sides
+        # After each case: all of them take a while.
+        write_result(
+            arguments.results,
+            "grid_training",
+            {
+                "machine": describe_machine(arguments.threads),
+                "arguments": vars(arguments),
+                "results": results,
+            },
+        )
     print(
         f"{arguments.threads} thread(s), median of {arguments.rounds} undisturbed rounds of "
         f"{arguments.seconds:g} s in turn"
@@ -222,15 +232,6 @@ def main() -> None:
     print_table(("case", "side", "GFLOP/s", "engine / side"), rows)
     for name, sides in measured.items():
         print_complaints(name, sides)
-    write_result(
-        arguments.results,
-        "grid_training",
-        {
-            "machine": describe_machine(arguments.threads),
-            "arguments": vars(arguments),
-            "results": results,
-        },
-    )
 
 
 if __name__ == "__main__":
