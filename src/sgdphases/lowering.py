@@ -20,6 +20,10 @@ from sgdphases.storage import write_text
 
 logger = logging.getLogger(__name__)
 
+# Trials of each lowering, all of them in turn: a moment of other work on the machine must not decide.
+_TRIALS = 3
+# Lowerings so much slower than the fastest are not tried again.
+_HOPELESS = 1.5
 # Below so many floating-point operations a job is over before a trial has paid for itself.
 _WORTH_A_TRIAL = {"cpu": 1e13}
 _WORTH_A_TRIAL_ELSEWHERE = 1e15
@@ -77,7 +81,8 @@ def choose_lowering(
 
     Args:
         candidates: The lowerings; the first one is kept where none can be timed.
-        seconds_per_step: Measures one; may raise where the device cannot hold it.
+        seconds_per_step: Measures one; may raise where the device cannot hold it. Called more than
+            once, of which the least counts.
         cache: Folder of earlier choices, or None.
         description: What the choice depends on, as JSON-like content.
 
@@ -89,13 +94,19 @@ def choose_lowering(
     if known is not None and known in candidates:
         return known
     seconds: dict[Lowering, float] = {}
-    for candidate in candidates:
-        try:
-            seconds[candidate] = seconds_per_step(candidate)
-        except (RuntimeError, ValueError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            logger.info("lowering %s: too large for the device's memory", candidate)
+    remaining = list(candidates)
+    for _ in range(_TRIALS if len(candidates) > 1 else 1):
+        for candidate in remaining:
+            try:
+                latest = seconds_per_step(candidate)
+            except (RuntimeError, ValueError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                logger.info("lowering %s: too large for the device's memory", candidate)
+                continue
+            seconds[candidate] = min(latest, seconds.get(candidate, latest))
+        slowest = _HOPELESS * min(seconds.values(), default=0.0)
+        remaining = [candidate for candidate in seconds if seconds[candidate] <= slowest]
     if not seconds:
         return candidates[0]
     chosen = min(seconds, key=lambda candidate: seconds[candidate])
