@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 
-from sgdphases.datasets import load, load_definition, prepare, verify
+from sgdphases.datasets import load, load_definition, prepare, statistics, verify
+from sgdphases.datasets.arrays import ArrayWriter, read_blocks
 from sgdphases.datasets.loading import ARRAY_NAMES
+from sgdphases.datasets.text import make_vocabulary, split_words, tokenise
 from sgdphases.errors import InputError
 
 CONFIG_DIR = Path(__file__).parents[1] / "config" / "datasets"
@@ -58,7 +61,7 @@ def assert_nothing_prepared(output_dir: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(CONFIG_DIR.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_definitions_are_valid(path: Path) -> None:
-    assert load_definition(path)["source"] in {"digits", "tfds", "npz", "points", "gaussian"}
+    assert load_definition(path)["source"]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +70,7 @@ def test_shipped_definitions_are_valid(path: Path) -> None:
         ("source: [", ["not valid YAML"]),
         ("- source", ["list", "mapping"]),
         ("{}", ["'source'", "missing"]),
-        ("source: mnist", ["source", "'mnist'", "digits, tfds, npz, points or gaussian"]),
+        ("source: mnist", ["source", "'mnist'", "digits, tfds", "points or gaussian"]),
         ("source: npz", ["'path'", "missing"]),
         ("source: npz\npath: 3", ["path", "3", "path of an .npz file"]),
         ("source: npz\npath: a.npz\nclasses: 3", ["'classes'", "num_classes"]),
@@ -77,6 +80,17 @@ def test_shipped_definitions_are_valid(path: Path) -> None:
         ("source: digits\nnormalisation: {mean: 0}", ["normalisation", "std"]),
         ("source: digits\nnormalisation: {mean: 0, std: 0}", ["normalisation", "std > 0"]),
         ("source: digits\nnormalisation: {mean: .nan, std: 1}", ["normalisation.mean", "finite"]),
+        ("source: folder", ["'path'", "missing"]),
+        ("source: folder\npath: a\nimage_size: 0", ["image_size", "0", ">= 1"]),
+        ("source: folder\npath: a\ntest_fraction: 1", ["test_fraction", "1", "between 0 and 1"]),
+        ("source: cifar5m\nsha256: {part7.npz: a}", ["sha256", "'part7.npz'"]),
+        ("source: cifar5m\nsha256: {part0.npz: a}", ["sha256.part0.npz", "64 hexadecimal digits"]),
+        ("source: tiny_imagenet\nimage_size: 64", ["'image_size'", "normalisation"]),
+        ("source: tfds\ntfds_name: a\nvocabulary_size: 2", ["vocabulary_size", "2", ">= 3"]),
+        (
+            "source: tfds\ntfds_name: a\nvocabulary_size: 9\nlength: 9\nnormalisation: standardise",
+            ["normalisation", "'standardise'", "none"],
+        ),
         ("source: tfds\ntfds_name: ../mnist", ["tfds_name", "'../mnist'", "cifar10"]),
         ("source: points\ninputs: [[1]]\ntargets: [1]", ["targets[0]", "list of numbers"]),
         ("source: points\ninputs: [[1]]\ntargets: [[a]]", ["targets[0][0]", "'a'", "a number"]),
@@ -339,9 +353,9 @@ def test_num_train_takes_the_first_samples(tmp_path: Path) -> None:
 def test_existing_folder_is_replaced_and_leftovers_removed(tmp_path: Path) -> None:
     output_dir = tmp_path / "out"
     prepare("data", {"source": "digits"}, output_dir, None)
-    leftover = tmp_path / ".data-abc.partial"
-    leftover.mkdir()
-    (leftover / "train_inputs.npy").write_bytes(b"half")
+    leftover = tmp_path / ".data.partial"
+    (leftover / "arrays").mkdir(parents=True)
+    (leftover / "arrays" / "train_inputs.npy").write_bytes(b"half")
     prepare("data", load_definition(CONFIG_DIR / "single_point.yaml"), output_dir, None)
     assert load(output_dir).train_inputs.shape == (1, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -360,6 +374,144 @@ def test_interrupted_move_leaves_no_manifest(
     with pytest.raises(KeyboardInterrupt):
         prepare("data", {"source": "digits"}, output_dir, None)
     assert_nothing_prepared(output_dir)
+
+
+# --- a folder of images ----------------------------------------------------------------------
+
+
+def write_image(path: Path, pixels: npt.NDArray[np.uint8], kind: str = "PNG") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.squeeze()).save(path, kind)
+
+
+def distinct_images(number: int, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(len(shape)).integers(0, 256, (number, *shape), np.uint8)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_image_folder_with_train_and_test(tmp_path: Path, channels: int) -> None:
+    images = distinct_images(30, (6, 8, channels))
+    expected: dict[str, dict[bytes, int]] = {"train": {}, "test": {}}
+    for i, image in enumerate(images):
+        split, label = ("train", "test")[i % 3 // 2], i % 2
+        # Classes are numbered by name, and hidden files are not looked at.
+        write_image(tmp_path / "mine" / split / ("owl", "Zebra")[label] / f"{i}.png", image)
+        expected[split][image.tobytes()] = 1 - label
+    (tmp_path / "mine" / "train" / "owl" / ".DS_Store").write_bytes(b"no image")
+    definition = {"source": "folder", "path": str(tmp_path / "mine")}
+    prepare("mine", definition, tmp_path / "out", None)
+    verify(tmp_path / "out")
+    manifest = load(tmp_path / "out").manifest
+    assert manifest["class_names"] == ["Zebra", "owl"]
+    assert manifest["arrays"]["train_inputs"]["shape"] == [20, 6, 8, channels]
+    labels = {}
+    for split in ("train", "test"):
+        stored = np.load(tmp_path / "out" / f"{split}_inputs.npy")
+        labels[split] = np.load(tmp_path / "out" / f"{split}_targets.npy").tolist()
+        found = [image.tobytes() for image in stored]
+        assert dict(zip(found, labels[split], strict=True)) == expected[split]
+    assert labels["train"] != sorted(labels["train"])  # the first samples are of all classes
+
+
+def test_image_folder_is_split_within_each_class(tmp_path: Path) -> None:
+    images = distinct_images(30, (4, 4, 3))
+    for i, image in enumerate(images):
+        write_image(tmp_path / "mine" / ("a" if i < 20 else "b") / f"{i}.png", image)
+    stored = {}
+    for seed in (0, 0, 1):
+        definition = {
+            "source": "folder",
+            "path": str(tmp_path / "mine"),
+            "test_fraction": 0.2,
+            "split_seed": seed,
+        }
+        prepare("mine", definition, tmp_path / "out", None)
+        manifest = load(tmp_path / "out").manifest
+        assert manifest["class_balance"] == {"train": [16, 8], "test": [4, 2]}
+        parts = [np.load(tmp_path / "out" / f"{split}_inputs.npy") for split in ("train", "test")]
+        assert {i.tobytes() for part in parts for i in part} == {i.tobytes() for i in images}
+        test_split = frozenset(image.tobytes() for image in parts[1])
+        assert stored.setdefault(seed, test_split) == test_split
+    assert stored[0] != stored[1]
+
+
+def test_image_folder_of_many_sizes_and_kinds(tmp_path: Path) -> None:
+    """Shorter side to image_size, then the centre; palettes, alpha and grey become RGB."""
+    left, middle, right = (10, 20, 30), (200, 100, 50), (30, 20, 10)
+    wide = np.zeros((20, 60, 3), np.uint8)
+    for number, colour in enumerate((left, middle, right)):
+        wide[:, 20 * number : 20 * (number + 1)] = colour
+    for split in ("train", "test"):
+        folder = tmp_path / "mine" / split
+        write_image(folder / "wide" / "a.png", wide)
+        write_image(folder / "wide" / "tall.bmp", wide.transpose(1, 0, 2), "BMP")
+        (folder / "other").mkdir()
+        Image.new("RGBA", (5, 7), (*middle, 128)).save(folder / "other" / "a.png")
+        Image.new("P", (10, 10), 0).save(folder / "other" / "b.gif")
+        Image.new("L", (10, 30), 77).save(folder / "other" / "c.jpg")
+    definition = {"source": "folder", "path": str(tmp_path / "mine"), "image_size": 10}
+    prepare("mine", definition, tmp_path / "out", None)
+    inputs = np.load(tmp_path / "out" / "train_inputs.npy")
+    labels = np.load(tmp_path / "out" / "train_targets.npy")
+    assert inputs.shape == (5, 10, 10, 3)
+    # At the very edge the resampling sees the pixels beside the centre.
+    centre = inputs[labels == 1][:, 1:-1, 1:-1]
+    np.testing.assert_array_equal(centre, np.broadcast_to(middle, (2, 8, 8, 3)))
+    colours = sorted(tuple(image[5, 5].tolist()) for image in inputs[labels == 0])
+    assert colours == [(0, 0, 0), (77, 77, 77), middle]
+
+
+# --- memory, statistics, texts ---------------------------------------------------------------
+
+
+def test_arrays_are_written_as_numpy_writes_them(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).normal(size=(11, 3, 2))
+    np.save(tmp_path / "numpy.npy", array)
+    with ArrayWriter(tmp_path / "ours.npy", (3, 2), np.float64) as writer:
+        for start in range(0, 11, 4):
+            writer.append(array[start : start + 4])
+    assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "numpy.npy").read_bytes()
+    # Going on after seven samples, whatever follows them.
+    with ArrayWriter(tmp_path / "ours.npy", (3, 2), np.float64, num_samples=7) as writer:
+        writer.append(array[7:])
+    assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "numpy.npy").read_bytes()
+    blocks = list(read_blocks(tmp_path / "ours.npy", block_bytes=200))
+    assert [len(block) for block in blocks] == [4, 4, 3]
+    np.testing.assert_array_equal(np.concatenate(blocks), array)
+    [part] = read_blocks(tmp_path / "ours.npy", first=2, number=5)
+    np.testing.assert_array_equal(part, array[2:7])
+    with pytest.raises(EOFError):
+        list(read_blocks(tmp_path / "ours.npy", first=2, number=10))
+
+
+def test_statistics_go_through_an_array_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "BLOCK_BYTES", 1000)
+    # Far from zero: sums of squares would lose all digits of the spread.
+    array = np.random.default_rng(0).normal(1e6, 0.1, size=(50, 3, 4, 2))
+    array += np.array([0, 5])
+    np.save(tmp_path / "array.npy", array)
+    found = statistics.input_statistics(tmp_path / "array.npy", num_channels=2)
+    np.testing.assert_allclose(found.channel_mean, array.mean(axis=(0, 1, 2)), rtol=1e-14)
+    np.testing.assert_allclose(found.channel_std, array.std(axis=(0, 1, 2)), rtol=1e-7)
+    assert (found.minimum, found.maximum) == (array.min(), array.max())
+    assert found.mean == pytest.approx(array.mean(), rel=1e-14)
+    assert found.std == pytest.approx(array.std(), rel=1e-9)
+
+
+def test_words_and_tokens() -> None:
+    text = "It's a 'GREAT' film!<br /><br />Émile_Zola's 10/10 -- isn''t dont’s"
+    assert split_words(text) == (
+        ["it's", "a", "great", "film", "émile", "zola's", "10", "10", "isn", "t", "dont's"]
+    )
+    vocabulary = make_vocabulary(["b a b", "c c a", "d"], vocabulary_size=5)
+    assert vocabulary == ["a", "b", "c"]  # of equal frequency, in alphabetical order
+    words = {word: number for number, word in enumerate(vocabulary, start=1)}
+    tokens = tokenise(["b d a", "", "c c c c c"], words, vocabulary_size=5, length=4)
+    np.testing.assert_array_equal(tokens, [[2, 4, 1, 0], [0, 0, 0, 0], [3, 3, 3, 3]])
+    types = [tokenise([], {}, size, 3).dtype for size in (256, 257, 65536, 65537)]
+    assert types == [np.uint8, np.uint16, np.uint16, np.uint32]
 
 
 # --- broken input arrays ---------------------------------------------------------------------

@@ -18,6 +18,7 @@ _IGNORED = {
     f"{_PACKAGE}.{name}"
     for name in (
         "checkpoints",
+        "datasets.progress",
         "devices",
         "errors",
         "fingerprint",

@@ -22,6 +22,7 @@ from sgdphases.config import (
     shape_key,
 )
 from sgdphases.datasets.definition import load_definition
+from sgdphases.datasets.image_folder import class_folders
 from sgdphases.errors import InputError
 from sgdphases.fingerprint import dictionary_keys, stage_fingerprint, stage_modules
 from sgdphases.planning import Record, Shard, plan_shards, read_notes, sort_key
@@ -153,10 +154,10 @@ def make_plan(raw_config: Mapping[str, Any]) -> Plan:
                 f"{datasets[name]}: not the name of a dataset; allowed: letters, digits, _ and -"
             )
         for file in dataset_files(known_definition(name)):
-            if not Path(file).is_file():
+            if not Path(file).exists():
                 raise InputError(
                     f"{datasets[name]}: path: {file!r}: no such file; allowed: an existing .npz "
-                    f"file, relative to {Path.cwd()}"
+                    f"file or folder of images, relative to {Path.cwd()}"
                 )
     return Plan(config, experiments, figures)
 
@@ -167,8 +168,19 @@ def known_definition(name: str) -> dict[str, Any]:
 
 
 def dataset_files(definition: Mapping[str, Any]) -> list[str]:
-    """The user's own files that a dataset is made from."""
-    return [str(Path(definition["path"]).expanduser())] if "path" in definition else []
+    """The user's own files that a dataset is made from; of images, the folders they lie in."""
+    if "path" not in definition:
+        return []
+    path = Path(definition["path"]).expanduser()
+    if definition["source"] == "folder":
+        return [str(folder) for folder in class_folders(path)] or [str(path)]
+    return [str(path)]
+
+
+def preparation_threads(definition: Mapping[str, Any]) -> int:
+    """Cores that the preparation of a dataset makes use of: encoded images are decoded together."""
+    decodes = definition["source"] in {"folder", "tiny_imagenet"} or "image_size" in definition
+    return 8 if decodes else 1
 
 
 def drawable_figures() -> list[str]:

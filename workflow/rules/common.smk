@@ -2,7 +2,12 @@
 from sgdphases.config import execution_settings, published_spec, run_settings
 from sgdphases.fingerprint import stage_fingerprint
 from sgdphases.scripting import ending_on_bad_input
-from sgdphases.workflow import dataset_files, known_definition, make_plan
+from sgdphases.workflow import (
+    dataset_files,
+    known_definition,
+    make_plan,
+    preparation_threads,
+)
 
 with ending_on_bad_input():
     PLAN = make_plan(config)

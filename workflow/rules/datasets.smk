@@ -14,6 +14,7 @@ rule dataset:
         f"{LOGS}/datasets/{{dataset}}.log",
     conda:
         "../../environment.yml"
+    threads: lambda wildcards: preparation_threads(dataset_definition(wildcards))
     params:
         # As a parameter: a comment in the definition's file changes nothing.
         definition=dataset_definition,

@@ -17,6 +17,7 @@ def main() -> None:
         dict(snakemake.params.definition),
         Path(snakemake.output.manifest).parent,
         Path(manual_dir).expanduser() if manual_dir else None,
+        snakemake.threads,
     )
 
 

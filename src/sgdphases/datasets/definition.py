@@ -42,6 +42,8 @@ def validate_definition(definition: dict[str, Any], source: str) -> dict[str, An
     check(definition, load_schema("dataset"), source)
     if definition["source"] == "points":
         _check_points(definition, source)
+    if "vocabulary_size" in definition:
+        _check_tokens(definition, source)
     if isinstance(definition.get("normalisation"), dict):
         _check_normalisation(definition["normalisation"], source)
     return definition
@@ -64,6 +66,15 @@ def _check_points(definition: dict[str, Any], source: str) -> None:
         raise InputError(
             f"{source}: targets: {num_targets} rows; allowed: {num_inputs}, one for each row of "
             f"inputs"
+        )
+
+
+def _check_tokens(definition: dict[str, Any], source: str) -> None:
+    choice = definition.get("normalisation", "none")
+    if choice != "none":
+        raise InputError(
+            f"{source}: normalisation: {describe_value(choice)} is not allowed; allowed: none, as "
+            f"tokens are names and no quantities"
         )
 
 

@@ -9,11 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sgdphases.datasets.arrays import Array, sha256_of
+from sgdphases.datasets.arrays import ARRAY_NAMES, MANIFEST_FILE, Array, sha256_of
 from sgdphases.errors import InputError
-
-MANIFEST_FILE = "manifest.json"
-ARRAY_NAMES = ("train_inputs", "train_targets", "test_inputs", "test_targets")
 
 REMEDY = "delete the folder and rerun"
 
@@ -221,9 +218,11 @@ def verify(directory: Path) -> None:
     """
     manifest = _read_manifest(directory)
     for name in ARRAY_NAMES:
-        entry = manifest["arrays"][name]
-        _open_array(directory, entry)
+        _open_array(directory, manifest["arrays"][name])
+    for entry in (*manifest["arrays"].values(), *manifest.get("files", {}).values()):
         path = directory / entry["file"]
+        if not path.is_file():
+            raise InputError(f"{path}: missing, but the manifest lists it; {REMEDY}")
         found = sha256_of(path)
         if found != entry["sha256"]:
             raise InputError(

@@ -2,17 +2,16 @@
 
 import json
 import logging
-import shutil
-import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sgdphases.datasets.arrays import Array, sha256_of
+from sgdphases.datasets.arrays import ARRAY_NAMES, MANIFEST_FILE, Array, ArrayWriter, sha256_of
+from sgdphases.datasets.cifar5m import read_cifar5m
 from sgdphases.datasets.definition import validate_definition
-from sgdphases.datasets.loading import ARRAY_NAMES, MANIFEST_FILE
+from sgdphases.datasets.image_folder import read_image_folder
 from sgdphases.datasets.official import read_tfds
 from sgdphases.datasets.sources import (
     RawData,
@@ -21,100 +20,128 @@ from sgdphases.datasets.sources import (
     read_npz,
     read_points,
 )
+from sgdphases.datasets.statistics import Statistics, input_statistics
+from sgdphases.datasets.tiny_imagenet import read_tiny_imagenet
+from sgdphases.datasets.work_folder import WorkFolder
 from sgdphases.errors import InputError
+from sgdphases.fingerprint import stage_fingerprint
 
 logger = logging.getLogger(__name__)
-
-# Statistics go through the samples in blocks of this many values, to bound the memory.
-BLOCK_VALUES = 2**22
 
 # Inputs with this many axes are images with channels last.
 IMAGE_NDIM = 4
 
 
 def prepare(
-    name: str, definition: dict[str, Any], output_dir: Path, manual_dir: Path | None
+    name: str,
+    definition: dict[str, Any],
+    output_dir: Path,
+    manual_dir: Path | None,
+    num_threads: int = 1,
 ) -> None:
     """Write the arrays of a dataset and, last, their manifest.
 
-    Everything is written in a temporary folder beside `output_dir` and moved into place when it is
-    complete. The same definition and data give the same bytes.
+    Everything is written in a work folder beside `output_dir` and moved into place when it is
+    complete. The same definition and data give the same bytes. After an interruption the work
+    folder keeps finished downloads and, for `cifar5m`, finished parts; the next call goes on with
+    them.
 
     Args:
         name: The dataset's name.
         definition: Its definition, as `load_definition` gives it.
         output_dir: Where the arrays go; created where it does not exist.
-        manual_dir: A folder with official files downloaded earlier (source tfds), or None.
+        manual_dir: A folder with official files downloaded earlier, or None.
+        num_threads: How many images are decoded at a time.
 
     Raises:
-        InputError: The definition or the data is faulty; `output_dir` is then left as it was.
+        InputError: The definition or the data is faulty, a file cannot be read or written, or the
+            disk is too small; `output_dir` is then left as it was.
     """
     validate_definition(definition, f"dataset {name}")
     # Resolved, so that the final moves stay within one file system behind a linked folder.
     output_dir = output_dir.resolve()
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    prefix, suffix = f".{name}-", ".partial"
-    for leftover in output_dir.parent.glob(f"{prefix}*{suffix}"):
-        logger.info("%s: removing what an interrupted run left behind", name)
-        shutil.rmtree(leftover)
-    with tempfile.TemporaryDirectory(
-        prefix=prefix, suffix=suffix, dir=output_dir.parent
-    ) as work_name:
-        work_dir = Path(work_name)
-        raw = _read_source(definition, work_dir, manual_dir)
-        normalisation = _resolve_normalisation(name, definition, raw)
-        finished_dir = work_dir / "finished"
-        finished_dir.mkdir()
+    work = WorkFolder(name, output_dir.with_name(f".{name}.partial"), num_threads)
+    work.open({"definition": definition, "code": stage_fingerprint("datasets.preparation")})
+    try:
+        raw = _read_source(definition, work, manual_dir)
         for array_name in ARRAY_NAMES:
-            np.save(
-                finished_dir / f"{array_name}.npy",
-                np.ascontiguousarray(getattr(raw, array_name)),
-                allow_pickle=False,
-            )
-        manifest = _describe(name, definition, raw, normalisation, finished_dir)
-        (finished_dir / MANIFEST_FILE).write_text(
+            _store(getattr(raw, array_name), work.arrays / f"{array_name}.npy")
+        is_image = raw.train_inputs.ndim == IMAGE_NDIM
+        statistics = input_statistics(
+            work.arrays / "train_inputs.npy", raw.train_inputs.shape[-1] if is_image else 1
+        )
+        normalisation = _resolve_normalisation(name, definition, raw, statistics)
+        manifest = _describe(name, definition, raw, statistics, normalisation, work.arrays)
+        (work.arrays / MANIFEST_FILE).write_text(
             json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
             encoding="utf-8",
         )
-        _move_into_place(finished_dir, output_dir)
+        _move_into_place(work.arrays, output_dir, raw.files)
+    except OSError as error:
+        work.close()
+        raise InputError(
+            f"dataset {name}: {error.filename or work.path}: {error.strerror or error}"
+        ) from error
+    except BaseException:
+        work.close()
+        raise
+    work.remove()
     logger.info(
         "%s: %d training and %d test samples", name, manifest["num_train"], manifest["num_test"]
     )
 
 
-def _read_source(definition: dict[str, Any], work_dir: Path, manual_dir: Path | None) -> RawData:
+def _read_source(definition: dict[str, Any], work: WorkFolder, manual_dir: Path | None) -> RawData:
+    options = {
+        key: value for key, value in definition.items() if key not in ("source", "normalisation")
+    }
+    if "path" in options:
+        options["path"] = Path(options["path"]).expanduser()
     match definition["source"]:
         case "digits":
             return read_digits()
         case "tfds":
-            return read_tfds(definition["tfds_name"], work_dir, manual_dir)
+            return read_tfds(**options, work=work, manual_dir=manual_dir)
+        case "cifar5m":
+            return read_cifar5m(**options, work=work, manual_dir=manual_dir)
+        case "tiny_imagenet":
+            return read_tiny_imagenet(work=work, manual_dir=manual_dir)
         case "npz":
-            return read_npz(Path(definition["path"]).expanduser(), definition.get("num_classes"))
+            return read_npz(**options, work=work)
+        case "folder":
+            return read_image_folder(**options, work=work)
         case "points":
-            return read_points(definition["inputs"], definition["targets"])
+            return read_points(**options)
         case "gaussian":
-            options = {key: value for key, value in definition.items() if key != "source"}
             return read_gaussian(**options)
     raise AssertionError(f"source {definition['source']!r} passed the schema but is not handled")
 
 
-def _move_into_place(finished_dir: Path, output_dir: Path) -> None:
+def _store(array: Array, path: Path) -> None:
+    """Write an array that its source has not written there itself."""
+    if not (isinstance(array, np.memmap) and Path(str(array.filename)) == path):
+        with ArrayWriter(path, array.shape[1:], array.dtype) as writer:
+            writer.append(array)
+
+
+def _move_into_place(finished_dir: Path, output_dir: Path, files: tuple[str, ...]) -> None:
     """Move the files one by one, as the workflow may have created `output_dir` already."""
     output_dir.mkdir(exist_ok=True)
     # An older manifest must not vouch for arrays that are being replaced.
     (output_dir / MANIFEST_FILE).unlink(missing_ok=True)
-    for array_name in ARRAY_NAMES:
-        (finished_dir / f"{array_name}.npy").replace(output_dir / f"{array_name}.npy")
-    (finished_dir / MANIFEST_FILE).replace(output_dir / MANIFEST_FILE)
+    for file in (*(f"{array_name}.npy" for array_name in ARRAY_NAMES), *files, MANIFEST_FILE):
+        (finished_dir / file).replace(output_dir / file)
 
 
-def _resolve_normalisation(name: str, definition: dict[str, Any], raw: RawData) -> dict[str, Any]:
+def _resolve_normalisation(
+    name: str, definition: dict[str, Any], raw: RawData, statistics: Statistics
+) -> dict[str, Any]:
     """Give the numbers of x = (raw * scale - mean) / std."""
     choice = definition.get("normalisation", "none")
     if choice == "none":
         return {"mean": 0.0, "std": 1.0, "scale": raw.scale, "from": "none"}
     if choice == "standardise":
-        mean, std = _moments(raw.train_inputs, per_channel=raw.train_inputs.ndim == IMAGE_NDIM)
+        mean, std = statistics.channel_mean, statistics.channel_std
         if not (np.isfinite(std).all() and (std > 0).all()):
             raise InputError(
                 f"dataset {name}: normalisation: 'standardise' is impossible, the training inputs "
@@ -147,31 +174,17 @@ def _as_json(values: Array) -> float | list[float]:
     return flat[0] if len(flat) == 1 else flat
 
 
-def _moments(inputs: Array, per_channel: bool) -> tuple[Array, Array]:
-    """Compute mean and standard deviation in float64, over everything or for each last index."""
-    columns = inputs.reshape(-1, inputs.shape[-1] if per_channel else 1)
-    block_rows = max(1, BLOCK_VALUES // columns.shape[1])
-    blocks = [slice(start, start + block_rows) for start in range(0, len(columns), block_rows)]
-    total = np.zeros(columns.shape[1])
-    for block in blocks:
-        total += columns[block].sum(axis=0, dtype=np.float64)
-    mean = total / len(columns)
-    squares = np.zeros(columns.shape[1])
-    for block in blocks:
-        squares += ((columns[block] - mean) ** 2).sum(axis=0)
-    return mean, np.sqrt(squares / len(columns))
-
-
 def _describe(
     name: str,
     definition: dict[str, Any],
     raw: RawData,
+    statistics: Statistics,
     normalisation: dict[str, Any],
     finished_dir: Path,
 ) -> dict[str, Any]:
     """Make the manifest; nothing in it depends on the time or on this machine's folders."""
-    mean, std = _moments(raw.train_inputs, per_channel=False)
     is_classification = raw.num_classes is not None
+    is_image = raw.train_inputs.ndim == IMAGE_NDIM
     return {
         "name": name,
         "source": definition["source"],
@@ -190,12 +203,17 @@ def _describe(
         }
         if raw.num_classes is not None
         else None,
+        "class_names": raw.class_names,
         "train_inputs_raw": {
-            "min": raw.train_inputs.min().item(),
-            "max": raw.train_inputs.max().item(),
-            "mean": mean.item(),
-            "std": std.item(),
+            "min": statistics.minimum,
+            "max": statistics.maximum,
+            "mean": statistics.mean,
+            "std": statistics.std,
+            "channel_mean": statistics.channel_mean.tolist() if is_image else None,
+            "channel_std": statistics.channel_std.tolist() if is_image else None,
         },
+        "tokens": raw.tokens,
+        "files": {file: _describe_file(finished_dir / file) for file in raw.files},
         "normalisation": normalisation,
         "sample_order": raw.sample_order,
         "origin": raw.origin,
@@ -206,10 +224,8 @@ def _describe(
 
 def _describe_array(path: Path) -> dict[str, Any]:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
-    return {
-        "file": path.name,
-        "shape": list(array.shape),
-        "dtype": array.dtype.name,
-        "bytes": path.stat().st_size,
-        "sha256": sha256_of(path),
-    }
+    return {"shape": list(array.shape), "dtype": array.dtype.name, **_describe_file(path)}
+
+
+def _describe_file(path: Path) -> dict[str, Any]:
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}

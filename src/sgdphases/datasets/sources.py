@@ -1,7 +1,6 @@
-"""Where raw arrays come from, apart from tensorflow-datasets."""
+"""What every source of a dataset gives, and the sources that need nothing published."""
 
-import zipfile
-import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -9,7 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from sgdphases.datasets.arrays import Array, sha256_of
+from sgdphases.datasets.arrays import Array, ArrayWriter, sha256_of
+from sgdphases.datasets.npz import Member, open_npz
+from sgdphases.datasets.progress import Progress
+from sgdphases.datasets.work_folder import WorkFolder
 from sgdphases.errors import InputError
 
 # 8-bit pixels are put on [0, 1] before any mean or standard deviation is applied.
@@ -26,6 +28,9 @@ NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
 class RawData:
     """Arrays before normalisation, and what the manifest says about them.
 
+    An array too large for the memory is a memory map of the file `<name of the attribute>.npy`
+    that the source has written in the work folder's `arrays`.
+
     Attributes:
         train_inputs: Shape (num_train, ...), any integer or floating type.
         train_targets: int32 labels (num_train,), or float64 targets (num_train, num_outputs).
@@ -37,6 +42,9 @@ class RawData:
         licence: Under what terms the data may be used.
         sample_order: What decides which samples come first.
         versions: Versions of the packages that made the data, by package name.
+        class_names: Names of the classes in the order of their labels, where they have any.
+        tokens: How text was turned into numbers; None where the inputs are no text.
+        files: Further files of the dataset, written in the work folder's `arrays`: their names.
     """
 
     train_inputs: Array
@@ -49,6 +57,9 @@ class RawData:
     licence: str
     sample_order: str
     versions: dict[str, str] = field(default_factory=dict)
+    class_names: list[str] | None = None
+    tokens: dict[str, Any] | None = None
+    files: tuple[str, ...] = ()
 
 
 def read_digits() -> RawData:
@@ -149,12 +160,13 @@ def read_gaussian(
     )
 
 
-def read_npz(path: Path, num_classes: int | None) -> RawData:
+def read_npz(path: Path, work: WorkFolder, num_classes: int | None = None) -> RawData:
     """Read and check the arrays of a user's own .npz file.
 
     Args:
         path: A file with the arrays x_train, y_train, x_test and y_test; others are ignored.
             Integer y are class labels counted from 0, floating y are regression targets.
+        work: Where the inputs are written, a few samples at a time.
         num_classes: The number of classes, or None for the largest training label + 1, in which
             case every label up to that one must occur.
 
@@ -164,51 +176,37 @@ def read_npz(path: Path, num_classes: int | None) -> RawData:
     Raises:
         InputError: The file cannot be read or its arrays do not make a dataset.
     """
-    arrays = _read_npz_arrays(path)
-    for key in ("x_train", "x_test"):
-        _check_inputs(arrays[key], path, key)
-    train_shape, test_shape = arrays["x_train"].shape[1:], arrays["x_test"].shape[1:]
-    if train_shape != test_shape:
-        raise InputError(
-            f"{path}: x_test has samples of shape {test_shape}, x_train of shape {train_shape}; "
-            f"they must be equal"
-        )
-    if arrays["x_train"].dtype != arrays["x_test"].dtype:
-        raise InputError(
-            f"{path}: x_test holds {arrays['x_test'].dtype} values, x_train holds "
-            f"{arrays['x_train'].dtype}; they must be equal, as 8-bit inputs are scaled to [0, 1]"
-        )
-    for part in ("train", "test"):
-        num_inputs, num_targets = len(arrays[f"x_{part}"]), _length(arrays[f"y_{part}"])
-        if num_inputs != num_targets:
-            raise InputError(
-                f"{path}: x_{part} has {num_inputs} samples but y_{part} has {num_targets}"
-            )
-    if arrays["y_train"].dtype.kind in "iu":
-        num_classes = _check_train_labels(arrays["y_train"], num_classes, path)
-        _check_labels(arrays["y_test"], num_classes, path, "y_test")
-        targets = {key: arrays[key].astype(np.int32) for key in ("y_train", "y_test")}
-    else:
-        if num_classes is not None:
-            raise InputError(
-                f"{path}: num_classes is {num_classes} but y_train holds {arrays['y_train'].dtype} "
-                f"values; labels must be integers"
-            )
-        targets = {
-            key: _regression_targets(arrays[key], path, key) for key in ("y_train", "y_test")
+    with open_npz(path, NPZ_KEYS) as members:
+        _check_headers(members, path)
+        work.require_space(members["x_train"].num_bytes + members["x_test"].num_bytes)
+        labels = {key: members[key].read() for key in ("y_train", "y_test")}
+        if labels["y_train"].dtype.kind in "iu":
+            num_classes = _check_train_labels(labels["y_train"], num_classes, path)
+            _check_labels(labels["y_test"], num_classes, path, "y_test")
+            targets = {key: array.astype(np.int32) for key, array in labels.items()}
+        else:
+            if num_classes is not None:
+                raise InputError(
+                    f"{path}: num_classes is {num_classes} but y_train holds "
+                    f"{labels['y_train'].dtype} values; labels must be integers"
+                )
+            targets = {key: _regression_targets(labels[key], path, key) for key in labels}
+            if targets["y_train"].shape[1] != targets["y_test"].shape[1]:
+                raise InputError(
+                    f"{path}: y_train has {targets['y_train'].shape[1]} outputs but y_test has "
+                    f"{targets['y_test'].shape[1]}"
+                )
+        inputs = {
+            split: _store_inputs(members[f"x_{split}"], work.arrays / f"{split}_inputs.npy")
+            for split in ("train", "test")
         }
-        if targets["y_train"].shape[1] != targets["y_test"].shape[1]:
-            raise InputError(
-                f"{path}: y_train has {targets['y_train'].shape[1]} outputs but y_test has "
-                f"{targets['y_test'].shape[1]}"
-            )
     return RawData(
-        train_inputs=arrays["x_train"],
+        train_inputs=inputs["train"],
         train_targets=targets["y_train"],
-        test_inputs=arrays["x_test"],
+        test_inputs=inputs["test"],
         test_targets=targets["y_test"],
         num_classes=num_classes,
-        scale=PIXEL_SCALE if arrays["x_train"].dtype == np.uint8 else 1.0,
+        scale=PIXEL_SCALE if inputs["train"].dtype == np.uint8 else 1.0,
         origin={
             "description": "the user's own arrays",
             "file": path.name,
@@ -219,71 +217,67 @@ def read_npz(path: Path, num_classes: int | None) -> RawData:
     )
 
 
-def _read_npz_arrays(path: Path) -> dict[str, Array]:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give the path of an .npz file")
-    # np.load takes whatever is not a zip archive for a pickle, and its message then misleads.
-    if not zipfile.is_zipfile(path):
-        raise InputError(f"{path}: not an .npz file, or a truncated one; write it with np.savez")
-    arrays = {}
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [key for key in NPZ_KEYS if key not in archive.files]
-            if missing:
-                raise InputError(
-                    f"{path}: missing {', '.join(missing)}; needed: {', '.join(NPZ_KEYS)}; "
-                    f"found: {', '.join(archive.files) or 'nothing'}"
-                )
-            for key in NPZ_KEYS:
-                arrays[key] = _read_member(archive, key, path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: damaged .npz file: {error}") from error
-    return arrays
-
-
-def _read_member(archive: Any, key: str, path: Path) -> Array:
-    try:
-        array = archive[key]
-    except ValueError as error:
-        if "allow_pickle" in str(error):
+def _check_headers(members: Mapping[str, Member], path: Path) -> None:
+    """Check what the arrays say of themselves before any of them is read."""
+    for key in ("x_train", "x_test"):
+        member = members[key]
+        if member.dtype.kind not in "iuf":
             raise InputError(
-                f"{path}: {key} holds Python objects; allowed: an array of numbers"
-            ) from error
-        raise InputError(f"{path}: {key} is damaged: {error}") from error
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: {key} is damaged: {error}") from error
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"{path}: {key} is not an array in NumPy's format")
-    return np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
-
-
-def _length(array: Array) -> int:
-    return len(array) if array.ndim else 0
-
-
-def _check_inputs(inputs: Array, path: Path, key: str) -> None:
-    if inputs.dtype.kind not in "iuf":
+                f"{path}: {key} holds {member.dtype} values; allowed: integers or floating numbers"
+            )
+        if len(member.shape) < 2:
+            raise InputError(
+                f"{path}: {key} has shape {member.shape}; allowed: (samples, features) or "
+                f"(samples, height, width, channels)"
+            )
+        if 0 in member.shape:
+            raise InputError(f"{path}: {key} is empty, shape {member.shape}")
+    train, test = members["x_train"], members["x_test"]
+    if train.shape[1:] != test.shape[1:]:
         raise InputError(
-            f"{path}: {key} holds {inputs.dtype} values; allowed: integers or floating numbers"
+            f"{path}: x_test has samples of shape {test.shape[1:]}, x_train of shape "
+            f"{train.shape[1:]}; they must be equal"
         )
-    if inputs.ndim < 2:
+    if train.dtype.newbyteorder("=") != test.dtype.newbyteorder("="):
         raise InputError(
-            f"{path}: {key} has shape {inputs.shape}; allowed: (samples, features) or "
-            f"(samples, height, width, channels)"
+            f"{path}: x_test holds {test.dtype} values, x_train holds {train.dtype}; they must be "
+            f"equal, as 8-bit inputs are scaled to [0, 1]"
         )
-    if inputs.size == 0:
-        raise InputError(f"{path}: {key} is empty, shape {inputs.shape}")
-    _check_finite(inputs, path, key)
+    for part in ("train", "test"):
+        num_inputs, num_targets = members[f"x_{part}"].shape[0], _length(members[f"y_{part}"])
+        if num_inputs != num_targets:
+            raise InputError(
+                f"{path}: x_{part} has {num_inputs} samples but y_{part} has {num_targets}"
+            )
 
 
-def _check_finite(array: Array, path: Path, key: str) -> None:
+def _store_inputs(member: Member, target: Path) -> Array:
+    """Check inputs while they are copied to an array file, and open it as a memory map."""
+    progress = Progress(f"{member.path.name}: copying {member.key}", member.shape[0])
+    dtype = member.dtype.newbyteorder("=")
+    with ArrayWriter(target, member.shape[1:], dtype) as writer:
+        for block in member.blocks():
+            _check_finite(block, member.path, member.key, writer.num_samples)
+            writer.append(block)
+            progress.update(writer.num_samples)
+    array: Array = np.load(target, mmap_mode="r", allow_pickle=False)
+    return array
+
+
+def _length(member: Member) -> int:
+    return member.shape[0] if member.shape else 0
+
+
+def _check_finite(array: Array, path: Path, key: str, first: int = 0) -> None:
+    """Refuse numbers that are not finite; `first` is the index of the array's first sample."""
+    if array.dtype.kind != "f":
+        return
     finite = np.isfinite(array)
     if not finite.all():
         index = np.unravel_index(int(np.argmin(finite)), array.shape)
-        position = ", ".join(str(int(i)) for i in index)
+        position = ", ".join(str(int(i)) for i in (index[0] + first, *index[1:]))
         raise InputError(
-            f"{path}: {key}[{position}] is {array[index]}; {int((~finite).sum())} of "
-            f"{array.size} values are not finite numbers"
+            f"{path}: {key}[{position}] is {array[index]}; allowed: finite numbers only"
         )
 
 
