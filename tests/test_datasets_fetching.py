@@ -1,15 +1,18 @@
 """Downloads from a server of this process: broken off and continued, changed, damaged, slow."""
 
 import hashlib
+import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sgdphases.datasets import progress
+from dataset_layouts import random_images, registered, write_cifar10, write_parts
+from sgdphases.datasets import cifar5m, prepare, progress
 from sgdphases.datasets.fetching import CHUNK_BYTES, MOST_ATTEMPTS, PublishedFile, fetch
 from sgdphases.datasets.progress import Progress, format_bytes, telling_growth
 from sgdphases.datasets.work_folder import WorkFolder
@@ -19,13 +22,14 @@ CONTENT = np.random.default_rng(0).bytes(3_000_000)
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one file; `breaks` tells after how many bytes the next answers break off."""
+    """Serves files; `breaks` tells after how many bytes the next answers break off."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.content = CONTENT
+        self.folder: Path | None = None  # of further files
         self.breaks: list[int] = []
         self.knows_ranges = True
         self.requests: list[dict[str, str]] = []
@@ -41,6 +45,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.requests.append(dict(self.headers))
         content, start = self.server.content, 0
+        if self.server.folder is not None:
+            content = (self.server.folder / Path(self.path).name).read_bytes()
         tag = f'"{hashlib.md5(content).hexdigest()}"'
         asked = self.headers.get("Range")
         if asked and self.server.knows_ranges and self.headers.get("If-Range") == tag:
@@ -57,6 +63,10 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         stop = start + self.server.breaks.pop(0) if self.server.breaks else len(content)
         self.wfile.write(content[start:stop])
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.end_headers()
 
     def log_message(self, *_: object) -> None:
         pass
@@ -184,6 +194,48 @@ def test_download_must_fit(
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     with pytest.raises(InputError, match=r"no space: 3\.0 MB needed, 1\.0 kB free"):
         fetch([published(server)], work, None)
+
+
+def test_cifar5m_over_the_network(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Part after part, each deleted when it is read, and continued where the network broke."""
+    server.folder = tmp_path / "published"
+    server.folder.mkdir()
+    images, labels = random_images(600)
+    write_parts(server.folder, images, labels)
+    archive = write_cifar10(server.folder, (images, labels), (images[:20], labels[:20]))
+    address = server.url.removesuffix("data.bin")
+    parts = [replace(part, url=f"{address}{part.names[0]}") for part in cifar5m.PARTS]
+    cifar10 = registered(cifar5m.CIFAR10, archive)
+    monkeypatch.setattr(cifar5m, "PARTS", parts)
+    monkeypatch.setattr(cifar5m, "CIFAR10", replace(cifar10, url=f"{address}{archive.name}"))
+    monkeypatch.setattr(cifar5m, "NUM_TEST", 20)
+    work_dir = tmp_path / ".cifar5m.partial"
+    everything = 10**9
+    server.breaks = [everything] * 4 + [200_000] + [0] * MOST_ATTEMPTS
+    with pytest.raises(InputError, match=r"part3\.npz missing .* no network"):
+        prepare("cifar5m", {"source": "cifar5m"}, tmp_path / "out", None)
+    assert len(json.loads((work_dir / "journal.json").read_text())) == 3
+    kept = {path.name for path in (work_dir / "downloads").iterdir()}
+    assert kept == {archive.name, "part3.npz.part", "part3.npz.part.etag"}
+    server.breaks, server.requests = [], []
+    prepare("cifar5m", {"source": "cifar5m"}, tmp_path / "out", None)
+    starts = [start_of(request) for request in server.requests]
+    assert 200_000 - CHUNK_BYTES <= starts[0] <= 200_000
+    assert starts[1:] == [0, 0]
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "train_inputs.npy"), images)
+    assert not work_dir.exists()
+    # What came damaged is not kept, though no checksum of it is known.
+    whole = (server.folder / "part4.npz").read_bytes()
+    damaged = bytearray(whole)
+    damaged[9000] ^= 1
+    (server.folder / "part4.npz").write_bytes(damaged)
+    with pytest.raises(InputError, match=r"part4\.npz: X is damaged: Bad CRC"):
+        prepare("cifar5m", {"source": "cifar5m"}, tmp_path / "again", None)
+    (server.folder / "part4.npz").write_bytes(whole)
+    prepare("cifar5m", {"source": "cifar5m"}, tmp_path / "again", None)
+    np.testing.assert_array_equal(np.load(tmp_path / "again" / "train_inputs.npy"), images)
 
 
 # --- lines of progress -----------------------------------------------------------------------

@@ -49,7 +49,7 @@ CLASS_NAMES = [
 # No checksum of the parts is published; a definition may give those it expects.
 PARTS = [
     PublishedFile(
-        names=(f"part{number}.npz", f"cifar5m_part{number}.npz"),
+        names=(f"part{number}.npz", f"cifar5m_part{number}.npz", f"cifar5m/part{number}.npz"),
         url=f"https://storage.googleapis.com/gresearch/cifar5m/part{number}.npz",
     )
     for number in range(6)
@@ -74,7 +74,7 @@ def read_cifar5m(
     Args:
         work: Where the arrays are written; downloaded parts are deleted as soon as they are read.
         manual_dir: A folder with the published files part0.npz to part5.npz (or cifar5m_part0.npz
-            and so on) and cifar-10-binary.tar.gz, or None.
+            or cifar5m/part0.npz and so on) and cifar-10-binary.tar.gz, or None.
         sha256: Expected checksums of the parts, by the name part0.npz and so on.
 
     Returns:
@@ -103,11 +103,18 @@ def read_cifar5m(
     ):
         for part in parts[len(done) :]:
             [path] = fetch([part], work, manual_dir)
-            done.append(_append_part(path, part.checksum or sha256_of(path), inputs, targets))
+            is_download = path.parent == work.downloads
+            try:
+                checksum = part.checksum or sha256_of(path)
+                done.append(_append_part(path, checksum, inputs, targets))
+            except InputError:
+                if is_download:  # to be downloaded again
+                    path.unlink()
+                raise
             inputs.flush()
             targets.flush()
             work.write_journal(done)
-            if path.parent == work.downloads:
+            if is_download:
                 path.unlink()
     return RawData(
         train_inputs=np.load(inputs_file, mmap_mode="r"),

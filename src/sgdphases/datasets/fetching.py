@@ -109,7 +109,12 @@ def fetch(files: Sequence[PublishedFile], work: WorkFolder, manual_dir: Path | N
     found = {file: _find(file, work, manual_dir) for file in files}
     for file, path in found.items():
         if path is not None:
-            check_content(path, file)
+            try:
+                check_content(path, file)
+            except InputError:
+                if path.parent == work.downloads:  # to be downloaded again
+                    path.unlink()
+                raise
     missing = [file for file, path in found.items() if path is None]
     if missing:
         logger.info("%s: downloading %s (%s)", work.dataset, _names(missing), _where(manual_dir))

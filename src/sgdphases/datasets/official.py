@@ -222,6 +222,8 @@ def _find_official_files(
     ]
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         _check_manual_download(builder, tfds_name, files, manual_dir)
+        # The records will hold the same encoded images.
+        work.require_space(sum(file.num_bytes or 0 for file in files))
         return manual_dir
     # The builder looks in a folder only for files whose name it has recorded; and the files of
     # several configs are listed together, of which not all are needed.
