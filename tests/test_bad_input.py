@@ -306,6 +306,9 @@ CASES = {
         "source: points\ninputs: [[.nan]]\ntargets: [[1.0]]\n", "own.yaml", "inputs", "nan"
     ),
     "npz-missing": definition("source: npz\npath: a.npz\n", "own.yaml: path: 'a.npz'", "no such"),
+    "folder-missing": definition(
+        "source: folder\npath: images\n", "own.yaml: path: 'images'", "no such"
+    ),
     "dataset-name": Case(
         ["config/datasets/my data.yaml", "letters"],
         edit=("dataset: digits", "dataset: my data"),
@@ -317,6 +320,14 @@ CASES = {
     "npz-objects": own_data(npz(x_train=np.array([{}] * 32, dtype=object)), "x_train", "objects"),
     "npz-label": own_data(npz(y_test=np.full(8, 3)), "y_test has label 3", "0 to 2"),
     "npz-key": own_data(npz(y_test=None), "missing y_test", "x_train, y_train"),
+    "folder-image": definition(
+        "source: folder\npath: own\n",
+        "own/train/a/0.png: not an image",
+        files={
+            f"own/{split}/{name}/0.png": "" for split in ("train", "test") for name in ("a", "b")
+        },
+        job="dataset",
+    ),
     "npz-nan": own_data(npz(x_train=with_nan()), "x_train[3, 1] is nan"),
     "num-train": Case(
         ["dataset digits", "5000 training samples", "1 to 1437"],

@@ -330,6 +330,17 @@ def test_cifar10(
         assert Counter(sample_hashes(*stored)) == Counter(sample_hashes(*official))
 
 
+def test_damage_that_the_checksum_does_not_give_away(
+    genuine_cifar: dict[str, npt.NDArray[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, labels = genuine_cifar["x_test"][:10], np.array([0, 1, 200, 3, 4, 5, 6, 7, 8, 9])
+    archive = write_cifar10(tmp_path, (images, labels), (images, labels))
+    url = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+    register_archives(monkeypatch, "cifar10", {url: archive})
+    definition = {"source": "tfds", "tfds_name": "cifar10"}
+    assert_refused(tmp_path, definition, tmp_path, ["cifar10", "200"])
+
+
 def test_cifar100_takes_the_fine_labels(
     genuine_cifar: dict[str, npt.NDArray[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

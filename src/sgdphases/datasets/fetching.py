@@ -118,7 +118,8 @@ def fetch(files: Sequence[PublishedFile], work: WorkFolder, manual_dir: Path | N
     missing = [file for file, path in found.items() if path is None]
     if missing:
         logger.info("%s: downloading %s (%s)", work.dataset, _names(missing), _where(manual_dir))
-        work.require_space(sum(file.num_bytes or 0 for file in missing))
+        begun = sum(_size(_partial(file, work)) for file in missing)
+        work.require_space(sum(file.num_bytes or 0 for file in missing) - begun)
     while missing:
         try:
             found[missing[0]] = _download(missing[0], work)
@@ -192,8 +193,7 @@ class _DownloadError(Exception):
 def _download(file: PublishedFile, work: WorkFolder) -> Path:
     """Download a file, from where an earlier attempt stopped."""
     requests = _import_requests(work)
-    target = work.downloads / file.names[0]
-    partial = target.with_name(f"{target.name}.part")
+    target, partial = work.downloads / file.names[0], _partial(file, work)
     for attempt in range(MOST_ATTEMPTS):
         before = _size(partial)
         try:
@@ -259,6 +259,10 @@ def _continue_download(file: PublishedFile, partial: Path, work: WorkFolder) -> 
 def _without_credentials(request: Any) -> Any:
     """Stands where `requests` would otherwise look for a password in ~/.netrc."""
     return request
+
+
+def _partial(file: PublishedFile, work: WorkFolder) -> Path:
+    return work.downloads / f"{file.names[0]}.part"
 
 
 def _tag_of(partial: Path) -> Path:
