@@ -399,7 +399,7 @@ def test_image_folder_with_train_and_test(tmp_path: Path, channels: int) -> None
         expected[split][image.tobytes()] = 1 - label
     (tmp_path / "mine" / "train" / "owl" / ".DS_Store").write_bytes(b"no image")
     definition = {"source": "folder", "path": str(tmp_path / "mine")}
-    prepare("mine", definition, tmp_path / "out", None)
+    prepare("mine", definition, tmp_path / "out", None, num_threads=3)
     verify(tmp_path / "out")
     manifest = load(tmp_path / "out").manifest
     assert manifest["class_names"] == ["Zebra", "owl"]

@@ -126,7 +126,9 @@ def _open_tree(work: WorkFolder, manual_dir: Path | None) -> Iterator[Tree]:
     folder = manual_dir / FOLDER if manual_dir else None
     if folder is not None and folder.is_dir():
         names = frozenset(
-            path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+            path.relative_to(folder).as_posix()
+            for path in folder.rglob("*")
+            if path.is_file() and not path.name.startswith(".")
         )
         yield Tree(folder, names, lambda name: (folder / name).read_bytes())
         return
