@@ -86,6 +86,7 @@ def test_shipped_definitions_are_valid(path: Path) -> None:
         ("source: cifar5m\nsha256: {part7.npz: a}", ["sha256", "'part7.npz'"]),
         ("source: cifar5m\nsha256: {part0.npz: a}", ["sha256.part0.npz", "64 hexadecimal digits"]),
         ("source: tiny_imagenet\nimage_size: 64", ["'image_size'", "normalisation"]),
+        ("source: tfds\ntfds_name: a\ntest_split: a b", ["test_split", "'a b'", "train[80%:]"]),
         ("source: tfds\ntfds_name: a\nvocabulary_size: 2", ["vocabulary_size", "2", ">= 3"]),
         (
             "source: tfds\ntfds_name: a\nvocabulary_size: 9\nlength: 9\nnormalisation: standardise",

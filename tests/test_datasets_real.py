@@ -366,8 +366,18 @@ def test_cifar100_takes_the_fine_labels(
     assert (manifest["num_train"], manifest["num_test"]) == (200, 50)
     assert manifest["class_names"] == names["fine"]
     assert manifest["class_balance"]["train"] == [2] * 100
-    stored = stored_arrays(tmp_path / "out", "train")
-    assert Counter(sample_hashes(*stored)) == Counter(sample_hashes(images, fine))
+    whole = stored_arrays(tmp_path / "out", "train")
+    assert Counter(sample_hashes(*whole)) == Counter(sample_hashes(images, fine))
+    # A set without a test split is cut in two.
+    definition = {"source": "tfds", "tfds_name": "cifar100"}
+    slices = {"train_split": "train[:80%]", "test_split": "train[80%:]"}
+    prepare("cut", definition | slices, tmp_path / "cut", tmp_path)
+    parts = [stored_arrays(tmp_path / "cut", split) for split in ("train", "test")]
+    assert [len(part[0]) for part in parts] == [160, 40]
+    for i in range(2):
+        np.testing.assert_array_equal(np.concatenate([part[i] for part in parts]), whole[i])
+    absent = definition | {"test_split": "validation"}
+    assert_refused(tmp_path, absent, tmp_path, ["'validation'", "only test, train", "test_split"])
 
 
 def test_imdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

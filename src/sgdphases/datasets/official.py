@@ -52,8 +52,8 @@ def read_tfds(
         tfds_name: The builder's name, such as "mnist", with optional config and version.
         work: Where the arrays and everything on the way to them are written.
         manual_dir: A folder with the official files as published, or None.
-        train_split: The split of the training samples.
-        test_split: The split of the test samples.
+        train_split: The split of the training samples, or a slice of one, as train[:80%].
+        test_split: The split of the test samples, alike.
         image_size: Height and width that images are brought to, shorter side first, then cut
             around the centre; None for images that are all of one size.
         vocabulary_size: Number of tokens of a set of texts, see `sgdphases.datasets.text`.
@@ -299,11 +299,11 @@ def _download_and_prepare(
 
 
 def _check_split(builder: Any, split: str) -> None:
-    if split not in builder.info.splits:
+    if split.partition("[")[0] not in builder.info.splits:
         raise InputError(
             f"dataset {builder.info.full_name}: has no split {split!r}, only "
             f"{', '.join(sorted(builder.info.splits))}; give train_split and test_split in the "
-            f"dataset definition"
+            f"dataset definition, such as train[:80%] and train[80%:]"
         )
 
 
