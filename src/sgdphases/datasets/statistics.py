@@ -9,8 +9,8 @@ import numpy.typing as npt
 from sgdphases.datasets.arrays import read_blocks
 from sgdphases.datasets.progress import Progress
 
-# In float64 a block takes eight times as much as its pixels.
-BLOCK_BYTES = 2**22
+# In float64 a block takes eight times as much as its pixels, which should stay in the cache.
+BLOCK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,9 @@ def input_statistics(path: Path, num_channels: int) -> Statistics:
         rows = block.reshape(len(block), -1)
         lowest.append(rows.min().item())
         highest.append(rows.max().item())
-        block_mean = rows.mean(axis=0, dtype=np.float64)
-        centred = rows - block_mean
+        centred = rows.astype(np.float64)
+        block_mean = centred.mean(axis=0)
+        centred -= block_mean
         share = len(rows) / (count + len(rows))
         shift = block_mean - mean
         squares = squares + np.square(centred, out=centred).sum(axis=0)
