@@ -1,0 +1,85 @@
+"""What a cell of a phase portrait over richness and learning rate is.
+
+The papers give no definition. Losses count from the smallest loss that there is, which is 0 for
+squared errors.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sgdphases.phases import PEAK_FACTOR
+
+REGIONS = ("untrained", "convergent", "catapult", "unsettled", "divergent")
+
+
+@dataclass(frozen=True)
+class PortraitRules:
+    """The thresholds that separate the regions.
+
+    Attributes:
+        trained_loss: A run has trained if its final loss is below this multiple of its initial one.
+        converged_loss: It has converged if its final loss is below this multiple.
+        peak_factor: Its loss has peaked if it exceeded this multiple of the initial one, both
+            counted from 0.
+    """
+
+    trained_loss: float = 0.9
+    converged_loss: float = 0.01
+    peak_factor: float = PEAK_FACTOR
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any]) -> Self:
+        """The rules of an experiment, whose section `portrait` may change some."""
+        return cls(**spec.get("portrait") or {})
+
+    def has_trained(self, initial: ArrayLike, final: ArrayLike) -> NDArray[np.bool_]:
+        """Whether losses above the smallest one have fallen enough to count as trained."""
+        return np.asarray(np.asarray(final) < self.trained_loss * np.asarray(initial))
+
+    def has_converged(self, initial: ArrayLike, final: ArrayLike) -> NDArray[np.bool_]:
+        """Whether losses above the smallest one have fallen enough to count as converged."""
+        return np.asarray(np.asarray(final) < self.converged_loss * np.asarray(initial))
+
+
+def classify_cells(
+    rules: PortraitRules,
+    status: ArrayLike,
+    initial_loss: ArrayLike,
+    peak_loss: ArrayLike,
+    final_loss: ArrayLike,
+    smallest_loss: ArrayLike = 0.0,
+) -> NDArray[np.object_]:
+    """Say which region of the portrait each run lies in.
+
+    Divergent: the loss left the finite range. Catapult: the run has trained after its loss peaked.
+    Convergent: any other run that has trained. Unsettled: it stayed finite and has not trained, but
+    its loss peaked. Untrained: the rest.
+
+    Args:
+        rules: The thresholds.
+        status: (runs,) strings: finished, stopped or diverged.
+        initial_loss: (runs,) loss at step 0.
+        peak_loss: (runs,) largest loss seen.
+        final_loss: (runs,) loss at the last step.
+        smallest_loss: The smallest loss that there is, for all runs or for each.
+
+    Returns:
+        (runs,) array of the names in `REGIONS`.
+    """
+    initial, peak, final, smallest = (
+        np.asarray(values, dtype=float)
+        for values in (initial_loss, peak_loss, final_loss, smallest_loss)
+    )
+    diverged = np.asarray(status, dtype=object) == "diverged"
+    trained = rules.has_trained(initial - smallest, final - smallest)
+    peaked = peak > rules.peak_factor * initial
+    regions = np.select(
+        [diverged, trained & peaked, trained, peaked],
+        ["divergent", "catapult", "convergent", "unsettled"],
+        "untrained",
+    )
+    return regions.astype(object)
