@@ -46,7 +46,14 @@ THEORY_MODELS = {
     "linear_updates": ("width", "num_samples", "input_dim"),
     "linear_model": ("width", "num_samples", "input_dim"),
     "heavy_ball": ("width", "momentum"),
+    "toy_one_parameter": ("richness", "depth", "loss", "optimizer"),
+    "toy_one_parameter_edge": ("richness", "depth", "loss", "optimizer", "edge", "num_steps"),
+    "toy_two_parameter": ("richness", "loss"),
+    "toy_two_parameter_edge": ("richness", "loss", "edge", "num_steps"),
+    "toy_two_parameter_updates": ("richness", "loss"),
 }
+_THEORY_OPTIMIZERS = ("sgd", "sign_sgd")
+_MOST_TOY_DEPTH = 63
 # The version of a user's own model, in each of its runs.
 MODEL_VERSION = "model_version"
 
@@ -214,7 +221,8 @@ def load_experiment(
     _check_settings(settings, document, origin)
     document["model_versions"] = _model_versions(settings, origin)
     runs = _complete(settings, document)
-    refuse_duplicates(runs, document["grid"], source)
+    if runs is not settings:
+        refuse_duplicates(runs, document["grid"], source)
     check_budgets(runs, document["stopping"], source)
     return {
         "experiment": f"{path.parent.name}/{path.stem}",
@@ -297,6 +305,16 @@ def _check_theory(setting: Mapping[str, Any], origin: Origin) -> None:
             f"{origin.path(unused[0])}: the model {model!r} does not use it; allowed: "
             f"{', '.join(sorted(needed))}"
         )
+    if "depth" in needed and not 2 <= setting["depth"] <= _MOST_TOY_DEPTH:
+        raise InputError(
+            f"{origin.path('depth')}: {setting['depth']!r} is not allowed with {model}; allowed: "
+            f"2 to {_MOST_TOY_DEPTH}"
+        )
+    if setting.get("optimizer", "sgd") not in _THEORY_OPTIMIZERS:
+        raise InputError(
+            f"{origin.path('optimizer')}: {setting['optimizer']!r}: no theory model has it; "
+            f"allowed: {', '.join(_THEORY_OPTIMIZERS)}"
+        )
 
 
 def _model_versions(settings: Iterable[Mapping[str, Any]], origin: Origin) -> dict[str, str]:
@@ -313,11 +331,9 @@ def _model_versions(settings: Iterable[Mapping[str, Any]], origin: Origin) -> di
     return versions
 
 
-def _complete(
-    settings: Iterable[Mapping[str, Any]], spec: Mapping[str, Any]
-) -> list[dict[str, Any]]:
+def _complete(settings: list[dict[str, Any]], spec: Mapping[str, Any]) -> list[dict[str, Any]]:
     if spec["kind"] == "theory":
-        return [dict(setting) for setting in settings]
+        return settings
     versions = spec.get("model_versions", {})
     return [
         {**complete_run(setting), MODEL_VERSION: versions[setting["model"]]}
@@ -336,6 +352,9 @@ def expand_runs(spec: dict[str, Any]) -> list[dict[str, Any]]:
     """
     settings = expand_grid(spec["hyperparameters"], spec["grid"], spec["experiment"])
     common = {key: spec.get(key) for key in _RUN_SETTINGS}
+    if spec["kind"] == "theory" and "portrait" in spec:
+        # Its thresholds decide where an edge is.
+        common["portrait"] = spec["portrait"]
     return [
         {"run_id": content_hash([common, _builder(run), run]), **run}
         for run in _complete(settings, spec)

@@ -120,15 +120,17 @@ def refuse_duplicates(
     Raises:
         InputError: Two runs have the same hyperparameters.
     """
-    seen: set[str] = set()
+    # All else is the same in all runs, or follows from these.
+    names = [*swept_names(grid), LEARNING_RATE_UNIT]
+    seen: set[tuple[Any, ...]] = set()
     for run in runs:
-        name = content_hash(run)
-        if name in seen:
+        values = tuple(run.get(name) for name in names)
+        if values in seen:
             swept = {key: run[key] for key in swept_names(grid) if key in run}
             raise InputError(
                 f"{source}: grid: the run {describe_value(swept)} is listed twice; allowed: once"
             )
-        seen.add(name)
+        seen.add(values)
 
 
 def swept_names(grid: dict[str, Any] | list[Any]) -> list[str]:

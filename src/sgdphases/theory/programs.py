@@ -9,17 +9,31 @@ from numpy.typing import NDArray
 
 from sgdphases.errors import InputError
 from sgdphases.phases import classify_phase
+from sgdphases.portraits import PortraitRules
 from sgdphases.schedule import planned_steps
-from sgdphases.theory import heavy_ball, linear_model, warmup
+from sgdphases.theory import (
+    heavy_ball,
+    linear_model,
+    toy_edges,
+    toy_one_parameter,
+    toy_two_parameter,
+    warmup,
+)
 from sgdphases.theory.simulation import Program, select, simulate
+from sgdphases.theory.toy_simulation import ToyModel, ToyProgram, simulate_toy
 
-PROGRAMS: dict[str, Program] = {
+PROGRAMS: dict[str, Program | ToyModel] = {
     "warmup": warmup.RECURSION,
     "warmup_descent": warmup.DESCENT,
     "warmup_plane": warmup.PLANE,
     "linear_model": linear_model.MODEL,
     "linear_updates": linear_model.UPDATES,
     "heavy_ball": heavy_ball.HEAVY_BALL,
+    "toy_one_parameter": toy_one_parameter.ONE_PARAMETER,
+    "toy_one_parameter_edge": toy_edges.edge_model(toy_one_parameter.ONE_PARAMETER),
+    "toy_two_parameter": toy_two_parameter.TWO_PARAMETER,
+    "toy_two_parameter_edge": toy_edges.edge_model(toy_two_parameter.TWO_PARAMETER),
+    "toy_two_parameter_updates": toy_two_parameter.UPDATES,
 }
 
 # Numbers held at a time by the weights of one group: 2^24 float64 are 128 MiB.
@@ -64,8 +78,8 @@ def run_theory(
     """Simulate a grid of runs of small systems.
 
     Args:
-        settings: The resolved experiment: `experiment` (its name), `stopping`, `measurements` and
-            `divergence_factor` are read.
+        settings: The resolved experiment: `experiment` (its name), `stopping`, `measurements`,
+            `divergence_factor` and `portrait` are read.
         runs: One flat mapping per run with `run_id`, `model` (a key of `PROGRAMS`), `seed`,
             `learning_rate`, `learning_rate_relative_to` ("absolute", or "critical" for units of
             2 / initial kernel eigenvalue) and what the program needs.
@@ -136,7 +150,8 @@ def _groups(runs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
         groups.setdefault((run["model"], *shape), []).append(position)
     chunks: list[list[int]] = []
     for (_, *shape), positions in groups.items():
-        size = max(1, _GROUP_SIZE // max(1, int(np.prod(shape, dtype=np.int64))))
+        sizes = [value for value in shape if isinstance(value, int)]
+        size = max(1, _GROUP_SIZE // max(1, int(np.prod(sizes, dtype=np.int64))))
         chunks += [positions[i : i + size] for i in range(0, len(positions), size)]
     return chunks
 
@@ -145,23 +160,51 @@ def _simulate_group(
     settings: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Simulate runs of one program and one shape."""
-    program = PROGRAMS[runs[0]["model"]]
-    names = ("seed", *program.hyperparameters)
-    state = program.start({name: np.array([run[name] for run in runs]) for name in names})
+    model = PROGRAMS[runs[0]["model"]]
+    names = ("seed", *model.hyperparameters)
+    hyperparameters = {name: np.array([run[name] for run in runs]) for name in names}
+    program: Program | ToyProgram
+    if isinstance(model, ToyModel):
+        program = model.program(**{name: runs[0][name] for name in model.shape})
+    else:
+        program = model
+    state = program.start(hyperparameters)
     critical = 2.0 / program.ntk_top_eigenvalue(state)
     given = np.array([run["learning_rate"] for run in runs], dtype=np.float64)
     relative = np.array([run.get("learning_rate_relative_to") == "critical" for run in runs])
     state["learning_rate"] = np.where(relative, given * critical, given)
     stopping = settings["stopping"]
     last_steps = np.array([planned_steps(stopping, rate) for rate in state["learning_rate"]])
-    results, history = simulate(
-        program,
+    if "num_steps" in hyperparameters:
+        last_steps = np.minimum(last_steps, hyperparameters["num_steps"])
+    divergence_factor = settings.get("divergence_factor", _DIVERGENCE_FACTOR)
+    found = {}
+    if "edge" in hyperparameters and isinstance(program, ToyProgram):
+        # The runs of the tables are those at the edges; the rates given are where searches begin.
+        edges = toy_edges.search(
+            program,
+            state,
+            hyperparameters["edge"],
+            last_steps,
+            divergence_factor,
+            PortraitRules.of(settings),
+        )
+        state["learning_rate"] = edges.before
+        found["rate_beyond"] = edges.beyond
+        relative[:] = False
+        given = edges.before
+    arguments = (
         select(state, np.arange(len(runs))),
         last_steps,
         settings.get("measurements", {}),
-        settings.get("divergence_factor", _DIVERGENCE_FACTOR),
+        divergence_factor,
         stopping.get("converged_output"),
     )
+    if isinstance(program, ToyProgram):
+        results, history = simulate_toy(program, *arguments)
+    else:
+        results, history = simulate(program, *arguments)
+    results |= found
     results["learning_rate"] = state["learning_rate"]
     # The ratio itself where it was given, lest rounding move a run across a threshold.
     results["relative_learning_rate"] = np.where(relative, given, given / critical)
