@@ -45,6 +45,28 @@ RANGES = {
     "CAT-37": (None, 0.05),
     "CAT-38": (0.048, 0.072),
     "CAT-39": (3, 5),
+    "RICH-01": (-0.01, 0.01),
+    "RICH-02": (1.95, 2.05),
+    "RICH-03": (-0.03, 0.03),
+    "RICH-04": (1.95, 2.05),
+    "RICH-05": (0.98, 1.02),
+    "RICH-06": (-0.03, 0.03),
+    "RICH-07": (-0.1, 0.1),
+    "RICH-08": (0.9, 1.1),
+    "RICH-09": (0.98, 1.02),
+    "RICH-10": (None, 1e-4),
+    "RICH-11": (1 - 1e-6, 1 + 1e-6),
+    "RICH-12": (0.99, 1.01),
+    "RICH-13": (1.98, 2.02),
+    "RICH-14": (-2.1, -1.9),
+    "RICH-15": (None, 5),
+    "RICH-16": (None, 1.01),
+    "RICH-16b": (0.98, 1.02),
+    "RICH-17": (None, 1e-10),
+    "RICH-18": (0.95, 1.05),
+    "RICH-19": (-0.1, 0.1),
+    "RICH-20": (1, 1),
+    "RICH-21": (-0.05, 0.05),
 }
 RATES = [0.5, 0.9, 1.5, 3.0, 5.0, 6.0, 6.5, 7.0]
 EDGE = 6.0
@@ -311,7 +333,7 @@ def test_experiment_that_was_not_selected_is_not_run():
     claims = evaluate_claims({}).set_index("id")
     assert (claims["verdict"] == NOT_RUN).all()
     assert claims.loc["CAT-13", "detail"] == "the experiment was not selected"
-    assert claims.loc["RICH-01", "detail"] == "no experiment measures it yet"
+    assert claims.loc["RICH-22", "detail"] == "no experiment measures it yet"
 
 
 def test_scorecard_shows_failures_and_escapes_pipes(tmp_path):

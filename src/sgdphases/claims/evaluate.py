@@ -7,14 +7,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sgdphases.claims import catapult, catapult_theory
+from sgdphases.claims import catapult, catapult_theory, richness_theory
 from sgdphases.claims.types import ClaimMeasure
 from sgdphases.storage import write_text
 from sgdphases.tables import ExperimentTables
 
 REPRODUCED, NOT_REPRODUCED, NOT_RUN = "reproduced", "not reproduced", "not run"
 
-MEASURES: dict[str, ClaimMeasure] = {**catapult_theory.MEASURES, **catapult.MEASURES}
+MEASURES: dict[str, ClaimMeasure] = {
+    **catapult_theory.MEASURES,
+    **catapult.MEASURES,
+    **richness_theory.MEASURES,
+}
 
 _NUMBERS = ("low", "high", "measured", "ci_low", "ci_high")
 _TEXTS = ("verdict", "scale", "dataset", "experiment", "detail")

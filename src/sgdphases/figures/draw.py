@@ -7,14 +7,14 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sgdphases.figures import catapult, catapult_theory
+from sgdphases.figures import catapult, catapult_theory, richness_theory
 from sgdphases.figures.style import apply_style
 from sgdphases.storage import replacing, write_parquet
 from sgdphases.tables import ExperimentTables
 
 Plot = Callable[[ExperimentTables], tuple[Figure, pd.DataFrame]]
 
-PLOTS: dict[str, Plot] = {**catapult.PLOTS, **catapult_theory.PLOTS}
+PLOTS: dict[str, Plot] = {**catapult.PLOTS, **catapult_theory.PLOTS, **richness_theory.PLOTS}
 
 
 def draw_figure(
