@@ -20,7 +20,7 @@ from sgdphases.storage import write_text
 
 logger = logging.getLogger(__name__)
 
-# Trials of each lowering, all of them in turn: a moment of other work on the machine must not decide.
+# Trials of each lowering, all of them in turn: a moment of other work must not decide.
 _TRIALS = 3
 # Lowerings so much slower than the fastest are not tried again.
 _HOPELESS = 1.5
