@@ -1,19 +1,21 @@
 """Measure how fast batches come out of a memory map, in seeded order, and the memory that takes.
 
-Prints one table and writes benchmarks/results/reading.json. The samples are images of 28 × 28 bytes
-(MNIST's size). Ways: "read": the reading thread alone, up to raw batches on the device; "streamed":
-read ahead, normalised and one-hot encoded; "device": the same, of data that lie on the device. With
-"cold", the file is dropped from the system's cache first. GB are the file's (a batch of
-floats has four times as many); GB/CPU s counts the time of all threads; the peak is the largest
-growth of the process's own memory, without the pages of the file but with what the allocator keeps
-for reuse. Each case has its own process:
-`python benchmarks/reading.py [--samples N] [--folder F]`.
+Prints one table and writes benchmarks/results/reading.json:
+`python benchmarks/reading.py [--samples N] [--folder F] [--threads N]`. The samples are images of
+28 x 28 bytes (MNIST's size), in two files, the second four times as large; a pass reads as many of
+each. Ways: "sequence": the file's bytes copied in their order, which nothing that shuffles can
+beat; "numpy": each batch by indexing the memory map; "read": the reading thread of
+`sgdphases.batches` alone, up to raw batches on the device; "streamed": the same, normalised and
+one-hot encoded; "device": the same of data that lie on the device. With "cold", the file is dropped
+from the system's cache first. GB are the file's bytes of the samples asked for (as floats they are
+four times as many); GB/CPU s counts the time of all threads; the peak is the largest growth of the
+process's own memory, without the pages of the file but with what the allocator keeps for reuse.
+Each case has its own process; the best of some passes counts.
 """
 
 import argparse
 import ctypes
 import gc
-import json
 import math
 import mmap
 import os
@@ -29,16 +31,38 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from common import (
+    add_common_arguments,
+    describe_machine,
+    limit_threads,
+    print_table,
+    write_result,
+)
+
 SHAPE = (28, 28, 1)
 NUM_CLASSES = 10
+LARGER = 4
+# What the table shows of a row, under which headings.
+COLUMNS = {
+    "way": "way",
+    "batch": "batch",
+    "file": "file",
+    "file_gigabytes": "of GB",
+    "million_samples_per_second": "Msamples/s",
+    "gigabytes_per_second": "GB/s",
+    "gigabytes_per_cpu_second": "GB/CPU s",
+    "peak_mebibytes": "peak MiB",
+    "block_mebibytes": "block MiB",
+}
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=400_000, help="samples in the file")
-    parser.add_argument("--folder", help="where the file is written; default: temporary folder")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=400_000, help="samples in the smaller file")
+    parser.add_argument("--folder", help="where the files are written; default: temporary folder")
     parser.add_argument("--block-mib", type=float, help="size of a block; default: the source's")
-    parser.add_argument("--repeats", type=int, default=3, help="timings, of which the best counts")
+    parser.add_argument("--repeats", type=int, default=3, help="passes, of which the best counts")
+    add_common_arguments(parser)
     return parser.parse_args()
 
 
@@ -94,12 +118,14 @@ def return_free_memory() -> None:
 
 
 def measure(
-    path: Path, batch: int, way: str, is_cold: bool, block_mib: float | None, repeats: int
+    path: Path, way: str, batch: int, is_cold: bool, num_samples: int, options: dict[str, Any]
 ) -> dict[str, Any]:
+    """One row of the table: some passes over `num_samples` samples of a file."""
+    limit_threads(options["threads"])
     import jax
     import numpy as np
 
-    from sgdphases.batches import open_batches
+    from sgdphases.batches import batch_indices, open_batches
     from sgdphases.datasets.loading import Dataset, Normalisation
 
     inputs = np.load(path, mmap_mode="r")
@@ -115,30 +141,43 @@ def measure(
         test_labels=labels[:1],
         normalisation=Normalisation(*map(np.array, (1 / 255, 0.1307, 0.3081))),
     )
-    options = {
-        "device_bytes": inputs.nbytes if way == "device" else 0,
-        "block_bytes": None if block_mib is None else int(block_mib * 2**20),
-    }
-    num_steps = len(inputs) // batch
+    block_mib = options["block_mib"]
     open_source = partial(
-        open_batches, dataset, batch, 0, np.float32, last_step=2 * num_steps, **options
+        open_batches,
+        dataset,
+        batch,
+        0,
+        np.float32,
+        device_bytes=inputs.nbytes if way == "device" else 0,
+        block_bytes=None if block_mib is None else int(block_mib * 2**20),
     )
-    with open_source() as source:  # compiles
+    with open_source(last_step=len(inputs) // batch) as source:
         rows = source.num_rows
-        num_blocks = max(1, num_steps // rows)
-        jax.block_until_ready(source.segment(0, 1).inputs)
+        jax.block_until_ready(source.segment(0, 1).inputs)  # compiles
+    num_blocks = max(1, num_samples // (batch * rows))
+
+    def take(source: Any, block: int) -> None:
+        first = block * rows
+        match way:
+            case "sequence":
+                np.array(inputs[first * batch : (first + rows) * batch])
+            case "numpy":
+                for indices in batch_indices(len(inputs), batch, first, rows, 0):
+                    np.asarray(inputs[indices])
+            case "read":
+                jax.block_until_ready(source._reader.read(block))
+            case _:
+                jax.block_until_ready(source.segment(first, 1).inputs)
+
     timings, peaks = [], []
-    for _ in range(repeats):
+    for _ in range(options["repeats"]):
         return_free_memory()
-        with peak_memory() as peak, open_source() as source:
+        with peak_memory() as peak, open_source(last_step=num_blocks * rows) as source:
             if is_cold:
                 drop_from_cache(path, inputs._mmap)
             began, began_cpu = time.perf_counter(), time.process_time()
             for block in range(num_blocks):
-                if way == "read":
-                    jax.block_until_ready(source._reader.read(block))
-                else:
-                    jax.block_until_ready(source.segment(block * rows, 1).inputs)
+                take(source, block)
             timings.append((time.perf_counter() - began, time.process_time() - began_cpu))
         peaks.append(peak[0])
     samples = num_blocks * rows * batch
@@ -147,9 +186,10 @@ def measure(
     return {
         "way": way,
         "batch": batch,
+        "file_gigabytes": inputs.nbytes / 1e9,
         "file": "cold" if is_cold else "warm",
         "steps_per_block": rows,
-        "samples_per_second": samples / seconds,
+        "million_samples_per_second": samples / seconds / 1e6,
         "gigabytes_per_second": gigabytes / seconds,
         "gigabytes_per_cpu_second": gigabytes / cpu_seconds,
         "peak_mebibytes": max(peaks) / 2**20,
@@ -159,36 +199,38 @@ def measure(
 
 def main() -> None:
     arguments = parse_arguments()
-    cases = [
-        (batch, way, is_cold)
-        for batch in (64, 512)
-        for way in ("read", "streamed", "device")
-        for is_cold in (False, True)
-        if not is_cold or (way != "device" and hasattr(os, "posix_fadvise"))
-    ]
+    num_samples = 5_000 if arguments.smoke else arguments.samples
+    repeats = 1 if arguments.smoke else arguments.repeats
+    options = {
+        "threads": arguments.threads,
+        "block_mib": arguments.block_mib,
+        "repeats": repeats,
+    }
+    ways = ("sequence", "numpy", "read", "streamed", "device")
+    # With "larger", the file of which a pass reads a part only.
+    cases = [(way, batch, False, False) for batch in (64, 512) for way in ways]
+    cases += [(way, 512, False, True) for way in ("read", "streamed")]
+    if hasattr(os, "posix_fadvise"):
+        cases += [(way, 512, True, False) for way in ("sequence", "read")]
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        path = Path(folder) / "inputs.npy"
-        write_samples(path, arguments.samples)
-        options = (arguments.block_mib, arguments.repeats)
+        smaller, larger = Path(folder) / "smaller.npy", Path(folder) / "larger.npy"
+        write_samples(smaller, num_samples)
+        write_samples(larger, LARGER * num_samples)
         with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as processes:
-            futures = [processes.submit(measure, path, *case, *options) for case in cases]
+            futures = [
+                processes.submit(
+                    measure, larger if of_larger else smaller, *case, num_samples, options
+                )
+                for *case, of_larger in cases
+            ]
             rows = [future.result() for future in futures]
-    size = arguments.samples * math.prod(SHAPE) / 1e9
-    print(f"{arguments.samples} images of 28 x 28 bytes, {size:.2f} GB")
-    print(
-        f"{'way':<10}{'batch':>6}{'file':>6}{'steps/block':>13}{'Msamples/s':>12}{'GB/s':>7}"
-        f"{'GB/CPU s':>10}{'peak MiB':>10}{'block MiB':>11}"
-    )
-    for row in rows:
-        print(
-            f"{row['way']:<10}{row['batch']:>6}{row['file']:>6}{row['steps_per_block']:>13}"
-            f"{row['samples_per_second'] / 1e6:>12.2f}{row['gigabytes_per_second']:>7.2f}"
-            f"{row['gigabytes_per_cpu_second']:>10.2f}{row['peak_mebibytes']:>10.0f}"
-            f"{row['block_mebibytes']:>11.1f}"
-        )
-    output = Path(__file__).parent / "results" / "reading.json"
-    output.parent.mkdir(exist_ok=True)
-    output.write_text(json.dumps({"arguments": vars(arguments), "rows": rows}, indent=1))
+    print_table(tuple(COLUMNS.values()), [[row[column] for column in COLUMNS] for row in rows])
+    content = {
+        "machine": describe_machine(arguments.threads),
+        "arguments": vars(arguments),
+        "rows": rows,
+    }
+    write_result(arguments.results, "reading", content)
 
 
 if __name__ == "__main__":

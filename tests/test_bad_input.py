@@ -102,6 +102,17 @@ def own_data(make, *says):
     return definition(own, "own.npz", *says, files={"own.npz": make}, job="dataset")
 
 
+def own_view(view, *says, job):
+    """A view of good data that only the data show to be broken."""
+    own = "source: npz\npath: own.npz\nnum_classes: 3\n"
+    return Case(
+        ["dataset own: ", *says],
+        edit=("dataset: digits", f"dataset: {{name: own, {view}}}"),
+        files={"config/datasets/own.yaml": own, "own.npz": npz()},
+        job=job,
+    )
+
+
 def npz(**changes):
     """A writer of an .npz file, good but for the changes; None leaves an array out."""
     generator = np.random.default_rng(0)
@@ -314,6 +325,17 @@ CASES = {
         edit=("dataset: digits", "dataset: my data"),
         files={"config/datasets/my data.yaml": "source: digits\n"},
     ),
+    "view-key": edit(
+        "dataset: digits",
+        "dataset: {name: digits, clases: [0, 1]}",
+        "dataset: unknown key 'clases'",
+        "did you mean 'classes'",
+    ),
+    "stream-epochs": text(
+        GOOD.replace("digits", "single_index_cubic").replace("num_steps: 2", "epochs: 2"),
+        "stopping.epochs",
+        "num_steps",
+    ),
     # --- data: only the job that prepares them can tell ---
     "npz-truncated": own_data(truncated_npz, "truncated"),
     "npz-no-zip": own_data(lambda path: path.write_text("x,y\n1,2\n"), "not an .npz file"),
@@ -329,17 +351,11 @@ CASES = {
         job="dataset",
     ),
     "npz-nan": own_data(npz(x_train=with_nan()), "x_train[3, 1] is nan"),
-    "num-train": Case(
-        ["dataset digits", "5000 training samples", "1 to 1437"],
-        edit=("dataset: digits", "dataset: {name: digits, num_train: 5000}"),
-        job="training_shard",
-    ),
-    "num-train-with-curvature": Case(
-        ["dataset digits", "5000 training samples", "1 to 1437"],
-        edit=(
-            "dataset: digits",
-            "dataset: {name: digits, num_train: 5000}\ncurvature: {batch_size: 8}",
-        ),
+    "num-train": own_view("num_train: 5000", "num_train: 5000", "1 to 32", job="training_shard"),
+    "num-train-with-curvature": own_view(
+        "num_train: 5000}\ncurvature: {batch_size: 8",
+        "num_train: 5000",
+        "1 to 32",
         job="curvature_shard",
     ),
     "mnist-file-missing": mnist(lambda content: None, "missing", "no network"),

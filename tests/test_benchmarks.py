@@ -92,6 +92,14 @@ def test_a_portrait_is_trained_without_snakemake(tmp_path):
 
 
 @pytest.mark.slow
+def test_all_ways_of_reading_are_measured(tmp_path):
+    result, printed = run_script(tmp_path, "reading", "--folder", str(tmp_path))
+    assert {row["way"] for row in result["rows"]} > {"sequence", "numpy", "read", "streamed"}
+    assert all(row["gigabytes_per_second"] > 0 for row in result["rows"])
+    assert "GB/CPU s" in printed
+
+
+@pytest.mark.slow
 def test_a_portrait_is_trained_by_snakemake(tmp_path):
     result, _ = run_script(tmp_path, "portrait")
     assert result["jobs"] == 2

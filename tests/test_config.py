@@ -209,6 +209,21 @@ def run_ids(spec):
     return [run["run_id"] for run in expand_runs(spec)]
 
 
+def test_a_view_is_part_of_the_resolved_experiment(load):
+    view = {"classes": [3, 1], "labels": "parity", "grey": True}
+    spec = load({"dataset": {"name": "digits", **view}})
+    assert spec["dataset"] == {"name": "digits", "num_train": None, **view}
+    # A scale may take a view back.
+    back = {"labels": "classes", "grey": False, "num_test": 5}
+    spec = load({"dataset": {"name": "digits", **view}, "scales": {"quick": {"dataset": back}}})
+    assert spec["dataset"] == {
+        "name": "digits",
+        "num_train": None,
+        "classes": [3, 1],
+        "num_test": 5,
+    }
+
+
 def test_run_ids_do_not_depend_on_the_order_of_keys(load):
     def reverse(value):
         if isinstance(value, dict):
@@ -255,6 +270,11 @@ def test_run_ids_do_not_depend_on_the_order_of_keys(load):
             {"grid": {"learning_rate": [0.1], "width": [8]}},
             {"grid": [{"learning_rate": {"relative_to": "absolute", "value": 0.1}}]},
         ),
+        # Keys of a view that change nothing.
+        (
+            {"dataset": {"name": "digits", "num_train": 9}},
+            {"dataset": {"name": "digits", "num_train": 9, "grey": False, "labels": "classes"}},
+        ),
         # What a run's numbers do not depend on.
         ({}, {"description": "Another one"}),
         ({}, {"figures": {"fig3a": {"caption": "Text"}}}),
@@ -291,6 +311,18 @@ def test_run_ids_do_not_depend_on_spelling(load, one, other):
         {"augmentation": {"flip": True}},
         {"stopping": {"num_steps": 3, "epochs": 1}},
         {"dataset": "digits"},
+        *(
+            {"dataset": {**EXPERIMENT["dataset"], **view}}
+            for view in (
+                {"num_test": 9},
+                {"classes": [0, 1]},
+                {"samples_per_class": 2},
+                {"labels": "parity"},
+                {"shuffled_labels": 0},
+                {"grey": True},
+                {"resize": 4},
+            )
+        ),
         {"hyperparameters": {"model": "fully_connected", "width": 9}},
     ],
 )
@@ -809,7 +841,7 @@ def test_the_documentation_names_everything():
     text = (PROJECT / "config/README.md").read_text(encoding="utf-8")
     schema = load_schema("experiment")
     names = {*schema["properties"], *hyperparameter_schemas(), *model_names()}
-    for section in ("stopping", "schedule", "augmentation", "measurements", "curvature"):
+    for section in ("dataset", "stopping", "schedule", "augmentation", "measurements", "curvature"):
         names |= set(schema["$defs"][section]["properties"])
     for name, part in schema["$defs"]["measurements"]["properties"].items():
         if "properties" in part:

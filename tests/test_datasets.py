@@ -70,7 +70,7 @@ def test_shipped_definitions_are_valid(path: Path) -> None:
         ("source: [", ["not valid YAML"]),
         ("- source", ["list", "mapping"]),
         ("{}", ["'source'", "missing"]),
-        ("source: mnist", ["source", "'mnist'", "digits, tfds", "points or gaussian"]),
+        ("source: mnist", ["source", "'mnist'", "digits, tfds", "points, gaussian"]),
         ("source: npz", ["'path'", "missing"]),
         ("source: npz\npath: 3", ["path", "3", "path of an .npz file"]),
         ("source: npz\npath: a.npz\nclasses: 3", ["'classes'", "num_classes"]),
@@ -282,10 +282,10 @@ def test_large_inputs_stay_raw_and_give_the_same_values(
     path = write_npz(tmp_path / "images.npz", arrays)
     definition = {"source": "npz", "path": str(path), "normalisation": "standardise"}
     prepare("images", definition, tmp_path / "out", None)
-    count = num_train or 20
+    count, view = num_train or 20, {"num_train": num_train}
     as_floats = (count + 5) * 48 * np.dtype(dtype).itemsize
-    small = load(tmp_path / "out", num_train, dtype, most_normalised_bytes=as_floats)
-    large = load(tmp_path / "out", num_train, dtype, most_normalised_bytes=as_floats - 1)
+    small = load(tmp_path / "out", view, dtype, most_normalised_bytes=as_floats)
+    large = load(tmp_path / "out", view, dtype, most_normalised_bytes=as_floats - 1)
     assert small.normalisation is None
     assert large.normalisation is not None
     assert isinstance(large.train_inputs, np.memmap)
@@ -341,13 +341,13 @@ def test_big_endian_and_fortran_arrays_are_stored_plainly(tmp_path: Path) -> Non
 
 def test_num_train_takes_the_first_samples(tmp_path: Path) -> None:
     prepare("digits", {"source": "digits"}, tmp_path / "out", None)
-    whole, part = load(tmp_path / "out"), load(tmp_path / "out", num_train=100)
+    whole, part = load(tmp_path / "out"), load(tmp_path / "out", {"num_train": 100})
     np.testing.assert_array_equal(part.train_inputs, whole.train_inputs[:100])
     np.testing.assert_array_equal(part.train_targets, whole.train_targets[:100])
     assert part.test_inputs.shape == whole.test_inputs.shape
     for num_train in (0, 1438):
         with pytest.raises(InputError) as caught:
-            load(tmp_path / "out", num_train=num_train)
+            load(tmp_path / "out", {"num_train": num_train})
         assert_one_line(caught.value, "digits", str(num_train), "1437")
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sgdphases import training
+from sgdphases import batches, training
 from sgdphases.batches import batch_indices
 from sgdphases.datasets.loading import Dataset
 from sgdphases.hyperparameters import complete_run
@@ -346,6 +346,26 @@ def linearised_reference(run, dataset, at, num_steps):
             jacobian,
         )
     return outputs
+
+
+@pytest.mark.parametrize(("batch_size", "epochs"), [(4, 2), (5, 1)])
+def test_an_epoch_sees_each_sample_once(batch_size, epochs, monkeypatch):
+    """But for what does not fill a batch: `epochs: 1` is online training."""
+    seen = []
+
+    def recorded_indices(*arguments):
+        seen.extend(batch_indices(*arguments))
+        return np.stack(seen)[-arguments[3] :]
+
+    monkeypatch.setattr(batches, "batch_indices", recorded_indices)
+    run = make_run("run", "fully_connected", batch_size=batch_size, learning_rate=0.1)
+    shard = train([run], make_dataset((5,)), make_settings(stopping={"epochs": epochs}))
+    per_epoch = NUM_TRAIN // batch_size
+    assert shard.runs["steps"].tolist() == [epochs * per_epoch]
+    assert len(seen) == epochs * per_epoch
+    for epoch in range(epochs):
+        samples = np.concatenate(seen[epoch * per_epoch : (epoch + 1) * per_epoch])
+        assert len(set(samples)) == per_epoch * batch_size
 
 
 @pytest.mark.parametrize("at", [0, 3])

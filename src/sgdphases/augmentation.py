@@ -96,7 +96,12 @@ def augmentation_key(data_seed: int) -> jax.Array:
     Returns:
         A key that depends on neither the precision nor JAX's default generator.
     """
-    words = np.random.SeedSequence([data_seed, *_STREAM]).generate_state(2, np.uint32)
+    return random_key(data_seed, *_STREAM)
+
+
+def random_key(*entropy: int) -> jax.Array:
+    """A random key of integers of any size, the same whatever JAX's default generator is."""
+    words = np.random.SeedSequence(entropy).generate_state(2, np.uint32)
     key: jax.Array = jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
     return key
 

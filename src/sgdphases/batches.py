@@ -2,8 +2,10 @@
 
 The order of the samples and their augmentation depend on the data seed and the step alone: neither
 on how the steps are cut into segments, nor on whether the data lie on the device or are streamed.
+So do samples that are drawn afresh at each step.
 """
 
+import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -17,9 +19,11 @@ import numpy as np
 from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
-from sgdphases.augmentation import Augmentation, augment_steps
+from sgdphases.augmentation import Augmentation, augment_steps, random_key
 from sgdphases.datasets.arrays import Array
 from sgdphases.datasets.loading import Dataset, Normalisation
+from sgdphases.datasets.streams import SingleIndex
+from sgdphases.datasets.views import Pixels
 from sgdphases.errors import InputError
 
 MOST_STEPS_PER_BLOCK = 1024
@@ -31,6 +35,8 @@ DATA_FRACTION = 0.25
 # Read between two looks at whether the reading was called off.
 _READ_BYTES = 4 * 2**20
 _IMAGE_NDIM = 3
+# Keeps the draws of fresh samples apart from those of order and augmentation.
+_FRESH_STREAM = (3, 1)
 
 NO_AUGMENTATION = Augmentation()
 
@@ -76,13 +82,15 @@ class BatchSource:
         num_rows: Leading size of the arrays of all segments.
         is_full_batch: Whether each step trains on all samples, in order.
         one_row: Whether a single row serves all steps.
-        kind: "device" where the data lie there, "streamed" where a thread reads them.
+        kind: "device" where the data lie there, "streamed" where a thread reads them, "generated"
+            where they are drawn afresh.
     """
 
     def __init__(self, reader: "_Reader", plan: "_Plan", dataset: Dataset) -> None:
         self._reader = reader
         self._plan = plan
         self._num_outputs = dataset.num_outputs
+        self._pixels = dataset.pixels
         self._normalisation = _on_device(dataset.normalisation, plan)
         self._block: int | None = None
         self._arrays: tuple[jax.Array, jax.Array] | None = None
@@ -121,7 +129,11 @@ class BatchSource:
         plan = self._plan
         with jax.enable_x64(plan.is_wide):
             inputs, targets = _batches(
-                *self._reader.read(block), self._normalisation, self._num_outputs, plan.working_type
+                *self._reader.read(block),
+                self._normalisation,
+                self._num_outputs,
+                plan.working_type,
+                self._pixels,
             )
             if plan.augmentation.changes_anything:
                 inputs, targets = augment_steps(
@@ -164,11 +176,12 @@ def open_batches(
 
     On an accelerator, data that fit lie in its memory as they are stored (an image of bytes stays
     bytes) and are gathered there. Larger data, and all data on CPU, are read by a thread, a block
-    ahead, from their memory map.
+    ahead, from their memory map. The samples of a stream are drawn on the device.
 
     Args:
         dataset: The data, raw or normalised.
-        batch_size: Samples per batch; `num_train` or more mean full-batch descent.
+        batch_size: Samples per batch; `num_train` or more mean full-batch descent, but for a
+            stream.
         data_seed: Seed of the order of the samples and of the augmentation.
         dtype: Floating type of the batches; what is narrower than float32 is rounded at the end.
         augmentation: Random changes of each batch.
@@ -195,11 +208,13 @@ def open_batches(
     device = jax.devices()[0] if sharding is None else min(sharding.device_set, key=_device_id)
     if block_bytes is None:
         block_bytes = BLOCK_BYTES.get(device.platform, BLOCK_BYTES_ELSEWHERE)
-    is_full_batch = batch_size >= dataset.num_train
+    is_full_batch = dataset.is_full_batch(batch_size)
     one_row = is_full_batch and not augmentation.changes_anything
-    batch_size = min(batch_size, dataset.num_train)
+    batch_size = dataset.batch_size(batch_size)
     working_type = jnp.promote_types(dtype, jnp.float32)
-    sample_values = int(np.prod(dataset.input_shape)) + dataset.num_outputs
+    # Images that a view makes smaller pass through the device at their stored size.
+    shapes = (dataset.input_shape, dataset.train_inputs.shape[1:])
+    sample_values = max(map(math.prod, shapes)) + dataset.num_outputs
     num_rows = max(1, block_bytes // (batch_size * sample_values * working_type.itemsize))
     num_rows = 1 if one_row else min(num_rows, MOST_STEPS_PER_BLOCK, max(1, last_step or num_rows))
     plan = _Plan(
@@ -217,9 +232,12 @@ def open_batches(
     )
     if device_bytes is None:
         device_bytes = _memory_for_data(device)
-    stored_bytes = dataset.train_inputs.size * _stored_type(dataset, plan).itemsize
+    stored_values = dataset.num_train * math.prod(dataset.train_inputs.shape[1:])
+    stored_bytes = stored_values * _stored_type(dataset, plan).itemsize
     reader: _Reader
-    if one_row or stored_bytes <= device_bytes:
+    if dataset.stream is not None:
+        reader = _GeneratingReader(dataset.stream, plan)
+    elif one_row or stored_bytes <= device_bytes:
         reader = _DeviceReader(dataset, plan)
     else:
         reader = _StreamingReader(dataset, plan)
@@ -315,7 +333,8 @@ class _DeviceReader:
     def __init__(self, dataset: Dataset, plan: _Plan) -> None:
         self._plan = plan
         # A copy: on CPU the device might otherwise go on using the file's pages.
-        inputs = np.array(dataset.train_inputs, _stored_type(dataset, plan))
+        rows = slice(None) if dataset.train_rows is None else dataset.train_rows
+        inputs = np.array(dataset.train_inputs[rows], _stored_type(dataset, plan))
         targets = _stored_targets(dataset, plan)
         leading = np.newaxis if plan.one_row else ...
         self._data: tuple[jax.Array, jax.Array] | None = (
@@ -344,6 +363,7 @@ class _StreamingReader:
     def __init__(self, dataset: Dataset, plan: _Plan) -> None:
         self._plan = plan
         self._inputs = dataset.train_inputs
+        self._rows = dataset.train_rows
         self._type = _stored_type(dataset, plan)
         self._targets = _stored_targets(dataset, plan)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="batches")
@@ -383,20 +403,73 @@ class _StreamingReader:
         shape = self._inputs.shape[1:]
         # Fresh each time: on CPU it becomes the device's array without a copy.
         inputs = np.empty((*indices.shape, *shape), self._type)
-        flat_inputs, flat_indices = inputs.reshape(-1, *shape), indices.reshape(-1)
+        rows = indices if self._rows is None else self._rows[indices]
+        flat_inputs, flat_rows = inputs.reshape(-1, *shape), rows.reshape(-1)
         chunk = max(1, _READ_BYTES // max(1, flat_inputs[:1].nbytes))
-        for start in range(0, len(flat_indices), chunk):
+        for start in range(0, len(flat_rows), chunk):
             if called_off.is_set():
                 raise RuntimeError("reading was called off")
             part = slice(start, start + chunk)
             if self._inputs.dtype == self._type:
                 # "clip" is the mode in which `take` writes to `out` directly.
-                np.take(
-                    self._inputs, flat_indices[part], axis=0, out=flat_inputs[part], mode="clip"
-                )
+                np.take(self._inputs, flat_rows[part], axis=0, out=flat_inputs[part], mode="clip")
             else:
-                flat_inputs[part] = self._inputs[flat_indices[part]]
+                flat_inputs[part] = self._inputs[flat_rows[part]]
         return self._plan.place(inputs), self._plan.place(self._targets[indices])
+
+
+class _GeneratingReader:
+    """Samples that no step sees again, drawn on the device."""
+
+    kind = "generated"
+
+    def __init__(self, stream: SingleIndex, plan: _Plan) -> None:
+        self._plan, self._stream = plan, stream
+        key = jax.random.key_data(random_key(plan.data_seed, *_FRESH_STREAM))
+        direction = stream.direction.astype(plan.working_type)
+        # On all devices, which then draw the same.
+        self._placed: tuple[jax.Array, jax.Array] | None = (
+            plan.place(np.asarray(key)),
+            plan.place(direction),
+        )
+
+    def read(self, block: int) -> tuple[jax.Array, jax.Array]:
+        if self._placed is None:
+            raise RuntimeError("the source of batches is closed")
+        plan, stream = self._plan, self._stream
+        first_step = np.uint32(block * plan.num_rows)
+        shape = (plan.num_rows, plan.batch_size)
+        link = (stream.link_power, stream.factor)
+        drawn: tuple[jax.Array, jax.Array]
+        drawn = _draw_single_index(*self._placed, first_step, shape, link)
+        return drawn
+
+    def close(self) -> None:
+        self._placed = None
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def _draw_single_index(
+    key: jax.Array,
+    direction: jax.Array,
+    first_step: jax.Array,
+    shape: tuple[int, int],
+    link: tuple[int, float],
+) -> tuple[jax.Array, jax.Array]:
+    """The (rows, batch, D) inputs and (rows, batch, 1) targets of consecutive steps."""
+    (num_rows, batch_size), (power, factor) = shape, link
+    steps = first_step + jnp.arange(num_rows, dtype=jnp.uint32)
+    step_keys = jax.vmap(
+        lambda step: jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), step)
+    )(steps)
+
+    def draw(step_key: jax.Array) -> jax.Array:
+        # In float32, so that every precision sees the same samples.
+        return jax.random.normal(step_key, (batch_size, len(direction)), jnp.float32)
+
+    inputs = jax.vmap(draw)(step_keys).astype(direction.dtype)
+    projections = jnp.matmul(inputs, direction, precision="highest")
+    return inputs, factor * projections[..., jnp.newaxis] ** power
 
 
 @jax.jit
@@ -409,16 +482,20 @@ def _gather(samples: jax.Array, indices: jax.Array) -> jax.Array:
     return rows.reshape(*indices.shape, *samples.shape[1:])
 
 
-@partial(jax.jit, static_argnames=("num_outputs", "dtype"))
+@partial(jax.jit, static_argnames=("num_outputs", "dtype", "pixels"))
 def _batches(
     inputs: jax.Array,
     targets: jax.Array,
     normalisation: tuple[jax.Array, ...] | None,
     num_outputs: int,
     dtype: np.dtype[np.generic],
+    pixels: Pixels | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Stored samples of a block, normalised, and their targets, labels as rows of the identity."""
+    """Stored samples of a block, finished, and their targets, labels as rows of the identity."""
     inputs = inputs.astype(dtype)
+    if pixels is not None:
+        with jax.default_matmul_precision("highest"):
+            inputs = pixels.apply(inputs, jnp)
     if normalisation is not None:
         scale, mean, std, lowest = normalisation
         # Exactly what `Normalisation.apply` computes. `lowest` is minus infinity, which XLA does

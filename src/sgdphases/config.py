@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sgdphases.datasets.views import read_view
 from sgdphases.errors import InputError
 from sgdphases.grid import (
     LEARNING_RATE_UNIT,
@@ -259,7 +260,8 @@ def _resolve_dataset(
         raise InputError(
             f"{source}: {where}: {name!r} is no known dataset; allowed: {suggest(name, datasets)}"
         )
-    return {"name": name, "num_train": entry.get("num_train")}
+    # What a key leaves as it is leaves the runs what they were.
+    return {"name": name, "num_train": None, **read_view(entry).changed()}
 
 
 def _check_settings(

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sgdphases.datasets.views import Facts, check_view, read_view
 from sgdphases.errors import InputError
 from sgdphases.validation import describe_value
 
@@ -119,4 +120,36 @@ def check_budgets(
         raise InputError(
             f"{source}: stopping.decay_time: a run with weight_decay 0 would never end; allowed: "
             "with num_steps, epochs or physical_time besides, or a weight_decay above 0"
+        )
+
+
+def check_data(
+    spec: Mapping[str, Any], runs: Iterable[Mapping[str, Any]], facts: Facts, source: str
+) -> None:
+    """Check that an experiment suits its data, as far as these are known before they are prepared.
+
+    Args:
+        spec: The resolved experiment.
+        runs: Its runs.
+        facts: What is known of its dataset.
+        source: The file, for messages.
+
+    Raises:
+        InputError: The view does not suit the dataset; or a loss or a stopping criterion does not.
+    """
+    view, name = read_view(spec["dataset"]), spec["dataset"]["name"]
+    check_view(view, facts, f"{source}: dataset.")
+    for criterion in ("epochs", "train_accuracy"):
+        if facts.is_stream and criterion in spec["stopping"]:
+            raise InputError(
+                f"{source}: stopping.{criterion}: the samples of the dataset {name!r} are drawn "
+                "afresh at every step, without end and without classes; allowed: num_steps, "
+                "physical_time, decay_time"
+            )
+    is_regression = facts.task == "regression" or view.labels == "parity"
+    if is_regression and any(run["loss"] == "cross_entropy" for run in runs):
+        targets = "targets of +1 and -1" if view.labels == "parity" else "targets, and no classes"
+        raise InputError(
+            f"{source}: hyperparameters.loss: 'cross_entropy' is not allowed: the dataset {name!r} "
+            f"has {targets}; allowed: mean_squared_error"
         )

@@ -309,8 +309,13 @@ class _Trainer:
         self.dtype = np.dtype(parameter_dtype(self.shared["precision"]))
         self.augmentation = read_augmentation(settings.get("augmentation"))
         self.rate_schedule = read_rate_schedule(settings.get("schedule"))
-        self.batch_size = min(self.shared["batch_size"], dataset.num_train)
-        self.full_batch = self.batch_size == dataset.num_train
+        self.batch_size = dataset.batch_size(self.shared["batch_size"])
+        self.full_batch = dataset.is_full_batch(self.batch_size)
+        if dataset.stream is not None and "epochs" in settings["stopping"]:
+            raise InputError(
+                f"stopping.epochs: the dataset {dataset.name!r} has no end; allowed: num_steps, "
+                "physical_time, decay_time"
+            )
         self.num_steps = np.array(
             [
                 planned_steps(

@@ -22,10 +22,12 @@ from sgdphases.config import (
     shape_key,
 )
 from sgdphases.datasets.definition import load_definition
+from sgdphases.datasets.facts import facts_of_definition
 from sgdphases.datasets.image_folder import class_folders
 from sgdphases.errors import InputError
 from sgdphases.fingerprint import dictionary_keys, stage_fingerprint, stage_modules
 from sgdphases.planning import Record, Shard, plan_shards, read_notes, sort_key
+from sgdphases.sections import check_data
 from sgdphases.validation import suggest
 
 EXPERIMENTS_FOLDER = Path("config/experiments")
@@ -131,7 +133,10 @@ def make_plan(raw_config: Mapping[str, Any]) -> Plan:
     for name, path in find_experiments(EXPERIMENTS_FOLDER, config.experiments).items():
         spec = load_experiment(path, config.scale, config.data, datasets)
         folder = Path(config.results_dir) / "experiments" / name
-        experiments[name] = ExperimentPlan(spec, folder)
+        experiments[name] = plan = ExperimentPlan(spec, folder)
+        if spec["dataset"] is not None:
+            facts = facts_of_definition(known_definition(spec["dataset"]["name"]))
+            check_data(spec, plan.runs.values(), facts, str(path))
         for figure in spec["figures"]:
             key = f"{spec['paper']}/{figure}"
             if key not in known_figures:

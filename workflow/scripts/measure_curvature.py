@@ -20,7 +20,7 @@ def main() -> None:
     folder = Path(snakemake.input.dataset).parent
     dtype = max(parameter_dtype(network["precision"]) for network in networks.values())
     verify(folder)
-    dataset = load(folder, settings["dataset"]["num_train"], dtype)
+    dataset = load(folder, settings["dataset"], dtype)
     output = Path(snakemake.output[0])
     write_parquet(measure_networks(settings, list(networks.values()), dataset), output)
     write_note(output.parent, networks, snakemake.params.fingerprint)

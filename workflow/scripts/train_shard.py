@@ -33,7 +33,7 @@ def main() -> None:
     dtype = parameter_dtype(next(iter(runs.values()))["precision"])
     folder = Path(snakemake.input.dataset).parent
     verify(folder)
-    dataset = load(folder, settings["dataset"]["num_train"], dtype)
+    dataset = load(folder, settings["dataset"], dtype)
     curvature = [read_parquet(Path(path)) for path in snakemake.input.curvature]
     critical = critical_learning_rates(pd.concat(curvature)) if curvature else {}
     shard = train_shard(

@@ -1,7 +1,7 @@
 """Reading and validating dataset definitions."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ def validate_definition(definition: dict[str, Any], source: str) -> dict[str, An
         _check_points(definition, source)
     if "vocabulary_size" in definition:
         _check_tokens(definition, source)
+    if definition["source"] == "gaussian_mixture":
+        _check_mixture(definition, source)
     if isinstance(definition.get("normalisation"), dict):
         _check_normalisation(definition["normalisation"], source)
     return definition
@@ -76,6 +78,28 @@ def _check_tokens(definition: dict[str, Any], source: str) -> None:
             f"{source}: normalisation: {describe_value(choice)} is not allowed; allowed: none, as "
             f"tokens are names and no quantities"
         )
+
+
+def _check_mixture(definition: dict[str, Any], source: str) -> None:
+    given = [key for key in ("input_dim", "input_shape") if key in definition]
+    if len(given) != 1:
+        fault = "both are given" if given else "neither is given"
+        raise InputError(
+            f"{source}: input_dim, input_shape: {fault}; allowed: one of them, a number of "
+            f"features or [height, width, channels]"
+        )
+    num_features = math.prod(mixture_shape(definition))
+    if definition["num_classes"] > num_features:
+        raise InputError(
+            f"{source}: num_classes: {definition['num_classes']} is not allowed; allowed: at most "
+            f"the number of features, {num_features}, as the means are orthogonal"
+        )
+
+
+def mixture_shape(definition: Mapping[str, Any]) -> tuple[int, ...]:
+    """Shape of a sample of the source gaussian_mixture."""
+    shape = definition.get("input_shape")
+    return (definition["input_dim"],) if shape is None else tuple(shape)
 
 
 def _check_normalisation(normalisation: dict[str, Any], source: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from sgdphases.datasets.arrays import ARRAY_NAMES, MANIFEST_FILE, Array, ArrayWriter, sha256_of
 from sgdphases.datasets.cifar5m import read_cifar5m
 from sgdphases.datasets.definition import validate_definition
+from sgdphases.datasets.generated import read_gaussian_mixture, read_single_index
 from sgdphases.datasets.image_folder import read_image_folder
 from sgdphases.datasets.official import read_tfds
 from sgdphases.datasets.sources import (
@@ -114,6 +115,10 @@ def _read_source(definition: dict[str, Any], work: WorkFolder, manual_dir: Path 
             return read_points(**options)
         case "gaussian":
             return read_gaussian(**options)
+        case "gaussian_mixture":
+            return read_gaussian_mixture(**options)
+        case "single_index":
+            return read_single_index(**options)
     raise AssertionError(f"source {definition['source']!r} passed the schema but is not handled")
 
 
@@ -215,6 +220,7 @@ def _describe(
         "tokens": raw.tokens,
         "files": {file: _describe_file(finished_dir / file) for file in raw.files},
         "normalisation": normalisation,
+        "stream": raw.stream,
         "sample_order": raw.sample_order,
         "origin": raw.origin,
         "licence": raw.licence,

@@ -45,6 +45,7 @@ class RawData:
         class_names: Names of the classes in the order of their labels, where they have any.
         tokens: How text was turned into numbers; None where the inputs are no text.
         files: Further files of the dataset, written in the work folder's `arrays`: their names.
+        stream: How training draws its own samples; None where it uses those above.
     """
 
     train_inputs: Array
@@ -60,6 +61,7 @@ class RawData:
     class_names: list[str] | None = None
     tokens: dict[str, Any] | None = None
     files: tuple[str, ...] = ()
+    stream: dict[str, Any] | None = None
 
 
 def read_digits() -> RawData:
