@@ -436,6 +436,18 @@ def test_streaming_holds_few_blocks(tmp_path):
     assert values < peak < 3.5 * values
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.float64])
+def test_what_was_read_is_not_copied(dtype):
+    kept = [batches._empty_for_device((3, 5, 7), np.dtype(dtype)) for _ in range(20)]
+    with jax.enable_x64(True):
+        for array in kept:
+            assert (array.shape, array.dtype) == ((3, 5, 7), dtype)
+            array[:] = 1
+            placed = jax.device_put(array)
+            assert placed.unsafe_buffer_pointer() == array.ctypes.data
+            np.testing.assert_array_equal(placed, array)
+
+
 def test_data_lie_on_accelerators_only(raw):
     def device(**statistics):
         return SimpleNamespace(memory_stats=lambda: statistics or None)

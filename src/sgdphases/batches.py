@@ -34,6 +34,7 @@ BLOCK_BYTES_ELSEWHERE = 128 * 2**20
 DATA_FRACTION = 0.25
 # Read between two looks at whether the reading was called off.
 _READ_BYTES = 4 * 2**20
+_ALIGNMENT = 64
 _IMAGE_NDIM = 3
 # Keeps the draws of fresh samples apart from those of order and augmentation.
 _FRESH_STREAM = (3, 1)
@@ -402,7 +403,7 @@ class _StreamingReader:
         indices = self._plan.indices(block)
         shape = self._inputs.shape[1:]
         # Fresh each time: on CPU it becomes the device's array without a copy.
-        inputs = np.empty((*indices.shape, *shape), self._type)
+        inputs = _empty_for_device((*indices.shape, *shape), self._type)
         rows = indices if self._rows is None else self._rows[indices]
         flat_inputs, flat_rows = inputs.reshape(-1, *shape), rows.reshape(-1)
         chunk = max(1, _READ_BYTES // max(1, flat_inputs[:1].nbytes))
@@ -416,6 +417,14 @@ class _StreamingReader:
             else:
                 flat_inputs[part] = self._inputs[flat_rows[part]]
         return self._plan.place(inputs), self._plan.place(self._targets[indices])
+
+
+def _empty_for_device(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
+    """An array whose memory JAX takes as it is on CPU: only where it begins at a multiple of 64."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 class _GeneratingReader:
