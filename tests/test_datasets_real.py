@@ -166,7 +166,8 @@ def test_order_is_the_one_recorded_for_this_builder(prepared: Path) -> None:
 def test_load_needs_no_tensorflow(prepared: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from sgdphases.datasets import load\n"
-        "assert load(Path(sys.argv[1]), num_train=512).train_inputs.shape == (512, 28, 28, 1)\n"
+        "dataset = load(Path(sys.argv[1]), {'num_train': 512})\n"
+        "assert dataset.train_inputs.shape == (512, 28, 28, 1)\n"
         "assert not {'tensorflow', 'tensorflow_datasets', 'jax'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, prepared], check=True)
@@ -506,7 +507,7 @@ def test_genuine_cifar_subset_as_own_arrays(tmp_path: Path) -> None:
         pytest.skip(f"{path} is absent")
     definition = {"source": "npz", "path": str(path), "normalisation": "standardise"}
     prepare("cifar", definition, tmp_path / "cifar", None)
-    dataset = load(tmp_path / "cifar", num_train=1000)
+    dataset = load(tmp_path / "cifar", {"num_train": 1000})
     assert dataset.train_inputs.shape == (1000, 32, 32, 3)
     assert dataset.manifest["class_balance"] == {"train": [1000] * 10, "test": [200] * 10}
     mean = dataset.manifest["normalisation"]["mean"]

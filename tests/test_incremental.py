@@ -111,6 +111,17 @@ def two_seeds(original, tmp_path_factory):
     return workspace, stats
 
 
+def test_a_view_trains_anew_on_the_same_dataset(finished):
+    def change(document, smoke):
+        smoke["dataset"].update(classes=[3, 1, 8], labels="parity", resize=4, num_train=32)
+
+    edit(finished, change)
+    stats = jobs(finished)
+    assert "dataset" not in stats
+    assert stats["curvature_shard"] > 0
+    assert stats["training_shard"] > 0
+
+
 def test_a_second_run_does_nothing(finished):
     before = stamps(finished)
     assert NOTHING in make(finished).output
