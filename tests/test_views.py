@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from sgdphases.batches import batch_indices, open_batches
 from sgdphases.datasets import load, prepare
@@ -156,6 +157,16 @@ def test_grey_is_normalised_by_weighted_numbers(folder):
         assert dataset.input_shape == (6, 4, 1)
         found, _ = dataset.evaluation_set("test", None, np.float64)
         np.testing.assert_allclose(found[..., 0], expected, atol=1e-12)
+
+
+def test_pixels_are_those_of_pillow():
+    """Within its rounding to whole numbers; Pillow takes exact means where sides divide."""
+    images = PIXELS["test"][:5]
+    for image in images:
+        grey = np.asarray(Image.fromarray(image).convert("L"), float)
+        np.testing.assert_allclose(Pixels(True, None).apply(image / 1.0)[..., 0], grey, atol=1.0)
+        small = Image.fromarray(image).resize((2, 2), Image.Resampling.BOX)
+        np.testing.assert_allclose(Pixels(False, 2).apply(image / 1.0), small, atol=1.0)
 
 
 def test_grey_leaves_grey_images_as_they_are(tmp_path):
