@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy.special import ndtri, stdtrit
 
 _CONFIDENCE = 0.95
 
@@ -66,8 +66,7 @@ def fit_power_law(x: ArrayLike, y: ArrayLike, spacing: ArrayLike = 0.0) -> Power
     residuals = log_y - offset - exponent * log_x
     scatter = float(residuals @ residuals) / freedom if freedom else 0.0
     gridded = float(np.mean((np.log(10.0) * np.asarray(spacing, dtype=float)) ** 2)) / 12
-    quantile = float(
-        stats.t.ppf((1 + _CONFIDENCE) / 2, freedom) if freedom else stats.norm.ppf(0.975)
-    )
+    level = (1 + _CONFIDENCE) / 2
+    quantile = float(stdtrit(freedom, level) if freedom else ndtri(level))
     width = quantile * float(np.sqrt(max(scatter, gridded) / spread))
     return PowerLaw(exponent, exponent - width, exponent + width, float(np.exp(offset)))

@@ -18,8 +18,8 @@ from sgdphases.claims.types import ClaimMeasure, Measurement
 from sgdphases.exponents import PowerLaw, fit_power_law
 from sgdphases.portraits import PortraitRules, classify_cells
 from sgdphases.tables import ExperimentTables
+from sgdphases.theory.toy_laws import early_weight, escape_time
 from sgdphases.theory.toy_losses import TOY_LOSSES
-from sgdphases.theory.toy_one_parameter import early_weight, escape_time
 
 MSE, CROSS_ENTROPY = "mean_squared_error", "cross_entropy"
 # Richness in which the exponents are fitted, ends included.

@@ -43,7 +43,7 @@ from sgdphases.figures.portrait import (
 from sgdphases.figures.style import LINE_COLOR, name_panel, ordered_colors, panels
 from sgdphases.portraits import PortraitRules
 from sgdphases.tables import ExperimentTables
-from sgdphases.theory import toy_one_parameter, toy_two_parameter
+from sgdphases.theory import toy_laws
 from sgdphases.theory.toy_losses import TOY_LOSSES
 
 Array = NDArray[np.float64]
@@ -124,10 +124,8 @@ def _one_parameter_lines(axis: Axes, richness: Array, loss: str, tables: Experim
     depth = _PORTRAIT_DEPTH
     rules = PortraitRules.of(tables.spec)
     num_steps = int(tables.spec["stopping"]["num_steps"])
-    smallest = toy_one_parameter.smallest_training_rate(
-        richness, depth, loss, num_steps, rules.trained_loss
-    )
-    largest = toy_one_parameter.largest_stable_rate(richness, depth, loss)
+    smallest = toy_laws.smallest_training_rate(richness, depth, loss, num_steps, rules.trained_loss)
+    largest = toy_laws.largest_stable_rate(richness, depth, loss)
     draw_theory_line(axis, richness, smallest)
     draw_theory_line(axis, richness, largest)
     lazy, rich = _nearest(richness, 1e-3), _nearest(richness, 1e3)
@@ -154,7 +152,7 @@ def plot_sign_sgd(tables: ExperimentTables) -> Drawn:
     for axis, letter, loss in zip(axes, "ab", (MSE, CROSS_ENTROPY), strict=True):
         part = _plane_of(tables, loss, depth, "final_train_loss")
         plane = _draw_panel(figure, axis, part, "final_train_loss", _label(loss), _FINAL_LOSSES)
-        weight = toy_one_parameter.minimiser(plane.richness, depth)
+        weight = toy_laws.minimiser(plane.richness, depth)
         reaching = (weight - 1.0) / num_steps
         hopping = plane.richness / (depth * weight ** (depth - 1))
         lazy, rich = _nearest(plane.richness, 1e-3), _nearest(plane.richness, 1e3)
@@ -197,9 +195,7 @@ def _two_parameter_lines(axis: Axes, richness: Array, loss: str, tables: Experim
     function = TOY_LOSSES[loss]
     num_steps = int(tables.spec["stopping"]["num_steps"])
     rules = PortraitRules.of(tables.spec)
-    smallest = toy_two_parameter.smallest_training_rate(
-        richness, loss, num_steps, rules.trained_loss
-    )
+    smallest = toy_laws.two_parameter_training_rate(richness, loss, num_steps, rules.trained_loss)
     lazy, rich = _nearest(richness, 1e-3), _nearest(richness, 1e3)
     draw_theory_line(axis, richness, smallest)
     label_slope(axis, richness[lazy], smallest[lazy], "γ²", "below")
@@ -233,7 +229,7 @@ def plot_other_rules(tables: ExperimentTables) -> Drawn:
     plane = _draw_panel(figure, axis, part, "final_train_loss", _label(MSE), _FINAL_LOSSES)
     rich = plane.richness[plane.richness >= 1.0]
     # Just inside the convergent region at a richness of 1.
-    prefactor = float(toy_one_parameter.largest_stable_rate(1.0, depth, MSE))
+    prefactor = float(toy_laws.largest_stable_rate(1.0, depth, MSE))
     rules = {
         f"$γ^{{3/{depth}}}$": 3.0 / depth,
         f"$γ^{{2/{depth}}}$": 2.0 / depth,

@@ -1,21 +1,27 @@
 """Losses of the richness paper's toy models, as functions of the centred and scaled output.
 
-Both are convex with their minimum at an output of 1 and are meant for arrays of JAX in float64.
+Both are convex with their minimum at an output of 1. They are written for the arrays of NumPy and
+of JAX, whose module `xp` is; JAX is not imported here, so that figures need not wait for it.
 
 Reference: richness paper, equations 4 and 9; catalogue item 1.1 (8).
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any, Protocol
 
-import jax
-import jax.numpy as jnp
-from scipy.optimize import brentq
+import numpy as np
 
 # Probability of the first label, chosen so that the cross-entropy is smallest at an output of 1.
 _FIRST_LABEL = 1.0 / (1.0 + math.exp(-1.0))
+
+
+class OfOutput(Protocol):
+    """A function of outputs, which are an array of the module `xp`."""
+
+    def __call__(self, output: Any, xp: Any = np) -> Any:
+        """Values of the shape of the outputs."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +38,9 @@ class ToyLoss:
         minimal_curvature: The second derivative there.
     """
 
-    value: Callable[[jax.Array], jax.Array]
-    slope: Callable[[jax.Array], jax.Array]
-    curvature: Callable[[jax.Array], jax.Array]
+    value: OfOutput
+    slope: OfOutput
+    curvature: OfOutput
     at_start: float
     initial_residual: float
     minimum: float
@@ -44,10 +50,10 @@ class ToyLoss:
 @cache
 def outputs_below(loss: ToyLoss, level: float) -> tuple[float, float]:
     """The interval of outputs whose loss is at most `level`, which is above the minimum."""
+    from scipy.optimize import brentq  # takes a third of a second, and few need it
 
     def excess(output: float) -> float:
-        with jax.enable_x64(True):
-            return float(loss.value(jnp.asarray(output))) - level
+        return float(loss.value(output)) - level
 
     ends = []
     for direction in (-1.0, 1.0):
@@ -69,34 +75,37 @@ def output_when_trained(loss: ToyLoss, trained_loss: float) -> float:
     return outputs_below(loss, level)[0]
 
 
-def _squared_error(output: jax.Array) -> jax.Array:
+def _squared_error(output: Any, xp: Any = np) -> Any:
     return (output - 1.0) ** 2 / 2
 
 
-def _squared_error_slope(output: jax.Array) -> jax.Array:
+def _squared_error_slope(output: Any, xp: Any = np) -> Any:
     return output - 1.0
 
 
-def _cross_entropy(output: jax.Array) -> jax.Array:
+def _squared_error_curvature(output: Any, xp: Any = np) -> Any:
+    return xp.ones_like(output)
+
+
+def _cross_entropy(output: Any, xp: Any = np) -> Any:
     """The paper prints the two weights exchanged, with the minimum at an output of -1."""
-    return _FIRST_LABEL * jnp.logaddexp(0.0, -output) + (1 - _FIRST_LABEL) * jnp.logaddexp(
-        0.0, output
-    )
+    first, second = xp.logaddexp(0.0, -output), xp.logaddexp(0.0, output)
+    return _FIRST_LABEL * first + (1 - _FIRST_LABEL) * second
 
 
-def _cross_entropy_slope(output: jax.Array) -> jax.Array:
-    return jax.nn.sigmoid(output) - _FIRST_LABEL
+def _cross_entropy_slope(output: Any, xp: Any = np) -> Any:
+    return 1.0 / (1.0 + xp.exp(-output)) - _FIRST_LABEL
 
 
-def _cross_entropy_curvature(output: jax.Array) -> jax.Array:
-    return jax.nn.sigmoid(output) * jax.nn.sigmoid(-output)
+def _cross_entropy_curvature(output: Any, xp: Any = np) -> Any:
+    return 1.0 / (1.0 + xp.exp(-output)) / (1.0 + xp.exp(output))
 
 
 TOY_LOSSES: dict[str, ToyLoss] = {
     "mean_squared_error": ToyLoss(
         value=_squared_error,
         slope=_squared_error_slope,
-        curvature=jnp.ones_like,
+        curvature=_squared_error_curvature,
         at_start=0.5,
         initial_residual=1.0,
         minimum=0.0,

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 # Runs advance together in chunks of these sizes, filled up: few sizes mean few compiled programs,
 # and so many runs stay in a CPU's cache.
 _CHUNK = 2048
-_FEW_RUNS = 128
+_FEW_RUNS = (128, 512)
 # After so many steps at most the host looks whether any run is left, and tells how far it is.
 _STEPS_TOGETHER = 20000
 _SECONDS_BETWEEN_MESSAGES = 10.0
@@ -108,7 +108,7 @@ def simulate_toy(
     parts = []
     with jax.enable_x64(True):
         for rows in _chunks(len(last_steps)):
-            filled = np.resize(rows, _CHUNK if len(last_steps) > _FEW_RUNS else _FEW_RUNS)
+            filled = np.resize(rows, next(n for n in (*_FEW_RUNS, _CHUNK) if n >= rows.size))
             run = _begin(
                 select(state, filled),
                 # Runs that only fill up the chunk have ended before they begin.
@@ -245,9 +245,9 @@ def _advance(program: ToyProgram, run: _Run, until: int) -> _Run:
 def _columns(program: ToyProgram, run: _Run) -> DeviceState:
     """What a run is and has been, at the step it is at."""
     output = program.output(run.state)
-    below, above = program.loss.value(run.lowest), program.loss.value(run.highest)
+    below, above = (program.loss.value(extreme, jnp) for extreme in (run.lowest, run.highest))
     return {
-        "train_loss": program.loss.value(output),
+        "train_loss": program.loss.value(output, jnp),
         "ntk_top_eigenvalue": program.ntk_top_eigenvalue(run.state),
         "output": output,
         **program.observe(run.state),

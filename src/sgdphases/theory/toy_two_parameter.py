@@ -13,10 +13,9 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from sgdphases.theory.simulation import Hyperparameters, State
-from sgdphases.theory.toy_losses import TOY_LOSSES, output_when_trained
+from sgdphases.theory.toy_losses import TOY_LOSSES
 from sgdphases.theory.toy_simulation import DeviceState, ToyModel, ToyProgram
 
 Pair = tuple[jax.Array, jax.Array]
@@ -92,29 +91,6 @@ def function_step(
     )
 
 
-def smallest_training_rate(
-    richness: ArrayLike, loss: str, num_steps: int, trained_loss: float
-) -> NDArray[np.float64]:
-    """The rate at which the loss just falls enough to count as trained.
-
-    On the plateau u = (cosh tau, sinh tau) with tau = eta t Delta_0 / gamma.
-
-    Args:
-        richness: Richness gamma.
-        loss: A key of `TOY_LOSSES`.
-        num_steps: Steps T.
-        trained_loss: Fraction of the initial loss, above the smallest, that counts as trained.
-
-    Returns:
-        Rates of the shape of `richness`: gamma^2 / T at small, gamma log(gamma) / T at large
-        richness.
-    """
-    richness = np.asarray(richness, dtype=float)
-    function = TOY_LOSSES[loss]
-    time = np.arcsinh(richness * output_when_trained(function, trained_loss)) / 2.0
-    return np.asarray(richness * time / (num_steps * function.initial_residual))
-
-
 def _start(hyperparameters: Hyperparameters) -> State:
     richness = hyperparameters["richness"].astype(float)
     return {
@@ -148,7 +124,7 @@ def make_program(loss: str) -> ToyProgram:
         first, second = weight_step(
             state["first"],
             state["second"],
-            -loss_function.slope(_output(state)),
+            -loss_function.slope(_output(state), jnp),
             state["learning_rate"],
             state["richness"],
         )
@@ -179,7 +155,7 @@ def make_updates_program(loss: str) -> ToyProgram:
     def advance(state: DeviceState) -> DeviceState:
         value, kernel = _output(state), _kernel(state)
         rate, richness = state["learning_rate"], state["richness"]
-        residual = -plain.loss.slope(value)
+        residual = -plain.loss.slope(value, jnp)
         expected_value, expected_kernel = function_step(value, kernel, residual, rate, richness)
         state = plain.advance(state)
         moved = _kernel(state)
