@@ -1,5 +1,7 @@
 """The programs by name, and a grid of their runs as tables."""
 
+import logging
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +23,8 @@ from sgdphases.theory import (
 )
 from sgdphases.theory.simulation import Program, select, simulate
 from sgdphases.theory.toy_simulation import ToyModel, ToyProgram, simulate_toy
+
+logger = logging.getLogger(__name__)
 
 PROGRAMS: dict[str, Program | ToyModel] = {
     "warmup": warmup.RECURSION,
@@ -93,6 +97,7 @@ def run_theory(
     _check(runs)
     if not runs:
         raise InputError("theory: no run to simulate; allowed: at least one")
+    began = time.monotonic()
     summaries: list[pd.DataFrame] = []
     histories: list[pd.DataFrame] = []
     for positions in _groups(runs):
@@ -104,6 +109,7 @@ def run_theory(
         ["position", "step"], ignore_index=True
     )
     experiment = str(settings.get("experiment", ""))
+    logger.info("theory %s: %d runs in %.1f s", experiment, len(runs), time.monotonic() - began)
     run_ids = pd.Series([run["run_id"] for run in runs], dtype="string")
     history = history.assign(
         experiment=pd.array([experiment] * len(history), dtype="string"),

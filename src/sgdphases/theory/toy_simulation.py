@@ -106,6 +106,7 @@ def simulate_toy(
     """
     bounds = np.array(outputs_below(program.loss, divergence_factor * program.loss.at_start))
     parts = []
+    clock = _Clock()
     with jax.enable_x64(True):
         for rows in _chunks(len(last_steps)):
             filled = np.resize(rows, next(n for n in (*_FEW_RUNS, _CHUNK) if n >= rows.size))
@@ -117,7 +118,8 @@ def simulate_toy(
                 bounds,
                 converged_output or 0.0,
             )
-            results, history = _simulate_chunk(program, run, measurements)
+            clock.done = int(rows[0])
+            results, history = _simulate_chunk(program, run, measurements, clock)
             history["run"] = rows[history["run"]]
             parts.append((results, history))
     results, history = (
@@ -132,8 +134,22 @@ def _chunks(num_runs: int) -> list[NDArray[np.int64]]:
     return [np.arange(start, min(start + _CHUNK, num_runs)) for start in range(0, num_runs, _CHUNK)]
 
 
+class _Clock:
+    """Tells now and then how far a simulation is."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self._spoke = time.monotonic()
+
+    def tell(self, step: int, last_step: int, left: int) -> None:
+        """Say where the present chunk is, unless that has just been said."""
+        if time.monotonic() - self._spoke > _SECONDS_BETWEEN_MESSAGES:
+            self._spoke = time.monotonic()
+            logger.info("%d runs done, %d at step %d of %d", self.done, left, step, last_step)
+
+
 def _simulate_chunk(
-    program: ToyProgram, run: "_Run", measurements: Mapping[str, Any]
+    program: ToyProgram, run: "_Run", measurements: Mapping[str, Any], clock: _Clock
 ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
     """Columns of the runs, and of the history, of one chunk."""
     last_step = int(run.last_steps.max())
@@ -141,7 +157,6 @@ def _simulate_chunk(
     between = range(_STEPS_TOGETHER, last_step, _STEPS_TOGETHER)
     first = _measure(program, run, np.flatnonzero(run.is_active))
     pieces = [first]
-    clock = time.monotonic()
     for step in sorted({*measured_steps, *between, last_step} - {0}):
         was_active = np.asarray(run.is_active)
         if not was_active.any():
@@ -151,9 +166,7 @@ def _simulate_chunk(
         shown = was_active if step in measured_steps else was_active & ~is_active
         if shown.any():
             pieces.append(_measure(program, run, np.flatnonzero(shown)))
-        if time.monotonic() - clock > _SECONDS_BETWEEN_MESSAGES:
-            clock = time.monotonic()
-            logger.info("step %d of %d, %d runs left", step, last_step, is_active.sum())
+        clock.tell(step, last_step, int(is_active.sum()))
     history = {name: np.concatenate([piece[name] for piece in pieces]) for name in first}
     return _summarise(program, run, first), history
 
