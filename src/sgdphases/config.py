@@ -19,9 +19,11 @@ from sgdphases.grid import (
     LEARNING_RATE_UNIT,
     NETWORK_HYPERPARAMETERS,
     VECTORISED_HYPERPARAMETERS,
+    canonical_text,
     content_hash,
     expand_grid,
     refuse_duplicates,
+    text_hash,
 )
 from sgdphases.hyperparameters import Origin, check_run, common_hyperparameters, complete_run
 from sgdphases.model_table import is_user_model, model_entry, model_names
@@ -357,8 +359,13 @@ def expand_runs(spec: dict[str, Any]) -> list[dict[str, Any]]:
     if spec["kind"] == "theory" and "portrait" in spec:
         # Its thresholds decide where an edge is.
         common["portrait"] = spec["portrait"]
+    # The hash of [common, builder, run], with the text of what is common written once.
+    common_text = canonical_text(common)
     return [
-        {"run_id": content_hash([common, _builder(run), run]), **run}
+        {
+            "run_id": text_hash(f"[{common_text},{canonical_text([_builder(run), run])[1:]}"),
+            **run,
+        }
         for run in _complete(settings, spec)
     ]
 

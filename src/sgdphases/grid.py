@@ -70,7 +70,16 @@ def hyperparameter_schemas() -> dict[str, dict[str, Any]]:
 
 def content_hash(content: Any) -> str:
     """A short stable name for JSON-like content (12 hexadecimal digits of its sha256)."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return text_hash(canonical_text(content))
+
+
+def canonical_text(content: Any) -> str:
+    """JSON-like content as one text, whatever the order of its keys."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"))
+
+
+def text_hash(text: str) -> str:
+    """12 hexadecimal digits of a text's sha256."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
