@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sgdphases.portraits import REGIONS, PortraitRules, classify_cells
+from sgdphases.portraits import EDGES, REGIONS, PortraitRules, classify_cells, is_below_edge
 
 # status, initial, peak and final loss, region
 CASES = [
@@ -39,3 +39,24 @@ def test_an_experiment_may_change_the_rules():
     assert found.tolist() == ["convergent", "untrained"]
     with pytest.raises(TypeError):
         PortraitRules.of({"portrait": {"trained": 0.5}})
+
+
+# Edges below which a run behaves as it does, by final and peak loss of a run that starts at 1.
+SIDES = [
+    ("finished", 1.0, 0.95, ["training", "catapult", "divergence"]),
+    ("finished", 1.0, 0.5, ["catapult", "divergence"]),
+    ("finished", 1.0, 0.001, ["catapult", "convergence", "divergence"]),
+    ("finished", 9.0, 0.001, ["convergence", "divergence"]),
+    ("finished", 9.0, 2.0, ["training", "divergence"]),
+    ("diverged", np.inf, np.nan, ["training"]),
+    ("diverged", 1.0, 0.001, ["training"]),
+]
+
+
+@pytest.mark.parametrize(("status", "peak", "final", "expected"), SIDES)
+def test_each_kind_of_run_is_below_some_edges(status, peak, final, expected):
+    count = len(EDGES)
+    found = is_below_edge(
+        PortraitRules(), EDGES, [status] * count, [1.0] * count, [peak] * count, [final] * count
+    )
+    assert [edge for edge, below in zip(EDGES, found, strict=True) if below] == expected

@@ -13,6 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from sgdphases.phases import PEAK_FACTOR
 
+# training: the first rate that trains. catapult: the last before the loss peaks. convergence: the
+# last of the first stretch that converges. divergence: the last that stays finite.
+EDGES = ("training", "catapult", "convergence", "divergence")
 REGIONS = ("untrained", "convergent", "catapult", "unsettled", "divergent")
 
 
@@ -83,3 +86,44 @@ def classify_cells(
         "untrained",
     )
     return regions.astype(object)
+
+
+def is_below_edge(
+    rules: PortraitRules,
+    edges: ArrayLike,
+    status: ArrayLike,
+    initial_loss: ArrayLike,
+    peak_loss: ArrayLike,
+    final_loss: ArrayLike,
+    smallest_loss: ArrayLike = 0.0,
+) -> NDArray[np.bool_]:
+    """Say of each run whether it behaves as runs do at learning rates below an edge.
+
+    Args:
+        rules: The thresholds.
+        edges: (runs,) names in `EDGES`.
+        status: (runs,) strings: finished, stopped or diverged.
+        initial_loss: (runs,) loss at step 0.
+        peak_loss: (runs,) largest loss seen.
+        final_loss: (runs,) loss at the last step.
+        smallest_loss: The smallest loss that there is, for all runs or for each.
+
+    Returns:
+        (runs,) truth values.
+    """
+    initial, peak, final, smallest = (
+        np.asarray(values, dtype=float)
+        for values in (initial_loss, peak_loss, final_loss, smallest_loss)
+    )
+    finite = (np.asarray(status, dtype=object) != "diverged") & np.isfinite(final)
+    gain = (initial - smallest, final - smallest)
+    behaviour = {
+        "training": ~(finite & rules.has_trained(*gain)),
+        "catapult": finite & (peak <= rules.peak_factor * initial),
+        "convergence": finite & rules.has_converged(*gain),
+        "divergence": finite,
+    }
+    names = np.asarray(edges, dtype=object)
+    return np.asarray(
+        np.select([names == name for name in EDGES], [behaviour[name] for name in EDGES], False)
+    )
