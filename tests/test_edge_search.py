@@ -1,0 +1,130 @@
+"""Edges of trained networks: against a linear model's spectrum, and their laws in the richness."""
+
+import numpy as np
+import pytest
+
+from sgdphases.datasets.loading import Dataset
+from sgdphases.edge_search import EdgeSearch, rates_below, search_edges
+from sgdphases.errors import InputError
+from sgdphases.exponents import fit_power_law
+from sgdphases.hyperparameters import complete_run
+
+SETTINGS = {
+    "experiment": "richness/test",
+    "stopping": {"num_steps": 200},
+    "curvature": {"batch_size": 512, "num_batches": 1, "num_lanczos_steps": 40},
+    "evaluation": {},
+    "divergence_factor": 1e6,
+    "data_seed": 0,
+    "measurements": {"every": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(16, 5))
+    targets = np.eye(2)[rng.integers(2, size=16)]
+    return Dataset("test", {}, inputs, targets, inputs[:4], targets[:4])
+
+
+def make_cases(*changes, **shared):
+    return [
+        {
+            "run_id": f"case {i}",
+            **complete_run(
+                {
+                    "model": "fully_connected",
+                    "loss_normalisation": "per_sample",
+                    "learning_rate": 1e-6,
+                    "learning_rate_relative_to": "absolute",
+                    "precision": "float64",
+                    "seed": 0,
+                    **shared,
+                    **change,
+                }
+            ),
+        }
+        for i, change in enumerate(changes)
+    ]
+
+
+LINEAR = {"depth": 1, "activation": "identity"}
+RICH = {"parametrisation": "mup", "centered": True, "width": 16, "activation": "relu"}
+
+
+def test_largest_stable_rate_of_a_linear_model_is_that_of_its_spectrum(dataset):
+    cases = make_cases({"richness": 1.0}, {"richness": 0.5}, **LINEAR)
+    table = search_edges(SETTINGS, cases, dataset, EdgeSearch(decades=10, rounds=3))
+    inputs = dataset.train_inputs
+    kernel = inputs @ inputs.T / inputs.shape[1] / len(inputs)
+    expected = 2 / np.linalg.eigvalsh(kernel)[-1] * table["richness"] ** 2
+    np.testing.assert_allclose(table["learning_rate"], expected, rtol=0.02)
+    assert (table["rate_beyond"] > table["learning_rate"]).all()
+    assert table["run_id"].tolist() == ["case 0", "case 1"]
+    assert (table["edge"] == "convergence").all()
+
+
+@pytest.mark.parametrize(
+    ("edge", "depth", "richness", "exponent", "tolerance"),
+    [
+        ("catapult", 2, (1e-4, 1e-3, 1e-2), 2, 0.02),
+        ("training", 2, (1e-4, 1e-3, 1e-2), 2, 0.02),
+        ("convergence", 3, (1e2, 1e3, 1e4), 2 / 3, 0.05),
+    ],
+)
+def test_edges_have_their_exponents(dataset, edge, depth, richness, exponent, tolerance):
+    start = 1e-12 if exponent == 2 else 1e-2
+    cases = make_cases(*({"richness": value} for value in richness), depth=depth, **RICH)
+    cases = [{**case, "learning_rate": start} for case in cases]
+    table = search_edges(SETTINGS, cases, dataset, EdgeSearch(edge=edge, decades=10))
+    assert np.isfinite(table["rate_beyond"]).all()
+    law = fit_power_law(richness, table["learning_rate"])
+    assert law.exponent == pytest.approx(exponent, abs=tolerance)
+
+
+def test_cases_of_several_shapes_keep_their_order_and_do_not_depend_on_each_other(dataset):
+    cases = make_cases({"width": 4}, {"width": 8}, {"width": 4, "seed": 1}, depth=2)
+    search = EdgeSearch(edge="divergence", decades=9, rates_per_decade=1)
+    together = search_edges(SETTINGS, cases, dataset, search)
+    assert together["run_id"].tolist() == [case["run_id"] for case in cases]
+    assert together["learning_rate"].nunique() > 1
+    alone = search_edges(SETTINGS, cases[2:], dataset, search)
+    assert alone["learning_rate"][0] == pytest.approx(together["learning_rate"][2])
+
+
+def test_an_edge_beyond_the_range_is_reported_and_null(dataset, caplog):
+    table = search_edges(
+        SETTINGS, make_cases({}, **LINEAR), dataset, EdgeSearch(edge="divergence", decades=2)
+    )
+    assert table["rate_beyond"].isna().all()
+    assert table["learning_rate"][0] == pytest.approx(1e-4)
+    assert "case 0: no divergence edge between the learning rates 1e-06 and 0.0001" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"edge": "sharp"}, "training, catapult, convergence, divergence"),
+        ({"decades": 0}, "decades"),
+        ({"rounds": 0}, "rounds"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        EdgeSearch(**changes)
+
+
+def test_cases_are_needed_and_their_rates_are_absolute(dataset):
+    with pytest.raises(InputError, match="no case"):
+        search_edges(SETTINGS, [], dataset, EdgeSearch())
+    cases = make_cases({"learning_rate_relative_to": "critical"}, **LINEAR)
+    with pytest.raises(InputError, match=r"case 0.*critical.*allowed: an absolute rate"):
+        search_edges(SETTINGS, cases, dataset, EdgeSearch())
+
+
+def test_the_seven_rates_below_an_edge():
+    rates = rates_below([1.0, 100.0])
+    assert rates.shape == (2, 7)
+    np.testing.assert_allclose(rates[1], 100 * rates[0])
+    np.testing.assert_allclose(rates[0], 10.0 ** -np.arange(0, 3.1, 0.5))
