@@ -39,6 +39,15 @@ EXPERIMENT = {
 }
 
 
+TOY = {
+    "model": "toy_one_parameter",
+    "richness": 1.0,
+    "depth": 3,
+    "loss": "cross_entropy",
+    "optimizer": "sgd",
+}
+
+
 @pytest.fixture
 def load(tmp_path):
     def write_and_load(changes=None, scale="quick", data="embedded"):
@@ -781,6 +790,24 @@ def test_bad_experiments_are_refused(load, changes, fragments):
             ["hyperparameters.momentum", "'warmup' does not use it"],
         ),
         ({"hyperparameters": {"model": "warm"}}, ["'warm' is no theory model", "'warmup'"]),
+        ({"hyperparameters": {**TOY, "richness": 0.0}}, ["richness: 0", "above 0"]),
+        ({"hyperparameters": {**TOY, "richness": -1.0}}, ["richness: -1", "above 0"]),
+        ({"hyperparameters": {**TOY, "depth": 1}}, ["hyperparameters.depth: 1", "2 to 63"]),
+        ({"hyperparameters": {**TOY, "depth": 64}}, ["hyperparameters.depth: 64", "2 to 63"]),
+        (
+            {"hyperparameters": {**TOY, "optimizer": "adam"}},
+            ["hyperparameters.optimizer: 'adam'", "sgd, sign_sgd"],
+        ),
+        (
+            {"hyperparameters": {**TOY, "model": "toy_one_parameter_edge"}},
+            ["key 'edge' is missing", "num_steps"],
+        ),
+        (
+            {"hyperparameters": {**TOY, "edge": "sharp"}},
+            ["edge: 'sharp'", "training, catapult, convergence, divergence"],
+        ),
+        ({"portrait": {"trained_loss": 0}}, ["portrait.trained_loss: 0", "above 0"]),
+        ({"portrait": {"threshold": 1}}, ["portrait", "threshold", "trained_loss"]),
         ({"curvature": {"batch_size": 4}}, ["curvature", "theory"]),
         ({"schedule": {"kind": "constant"}}, ["schedule", "theory"]),
         ({"augmentation": {"flip": True}}, ["augmentation", "theory"]),
