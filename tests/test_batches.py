@@ -1,13 +1,9 @@
 """Batches: their order, values, and the thread that reads them ahead."""
 
-import os
-import subprocess
-import sys
 import threading
 import time
 import tracemalloc
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -19,6 +15,7 @@ from sgdphases import batches
 from sgdphases.augmentation import Augmentation, augment_steps
 from sgdphases.batches import batch_indices, open_batches
 from sgdphases.datasets.loading import Dataset, Normalisation
+from sgdphases.devices import replicated_sharding, run_mesh
 from sgdphases.errors import InputError
 
 NUM_TRAIN, CLASSES, SHAPE = 50, 3, (4, 4, 3)
@@ -462,49 +459,28 @@ def test_data_lie_on_accelerators_only(raw):
 
 # --- several devices -------------------------------------------------------------------------
 
-SEVERAL = """
-import sys
-from pathlib import Path
-import jax, numpy as np
-from sgdphases.batches import open_batches
-from test_batches import SEED, collect, make_raw
-from sgdphases.augmentation import Augmentation
-dataset = make_raw(Path(sys.argv[1]))
-mesh = jax.make_mesh((2,), ("runs",))
-everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-for device_bytes in (0, 10**9):
+
+@pytest.mark.parametrize("device_bytes", [0, 10**9])
+def test_several_devices_hold_the_same_batches(raw, device_bytes):
+    everywhere = replicated_sharding(run_mesh(2))
+    options = {"augmentation": Augmentation(flip=True), "last_step": 6}
     found = []
-    for sharding in (None, everywhere):
-        rule = Augmentation(flip=True, mixup=1.0)
-        with open_batches(dataset, 8, SEED, np.float32, augmentation=rule, last_step=6,
-                          device_bytes=device_bytes, sharding=sharding) as source:
+    for sharding, devices in ((None, 1), (everywhere, 2)):
+        options |= {"device_bytes": device_bytes, "sharding": sharding}
+        with open_batches(raw, 8, SEED, np.float32, **options) as source:
             segment = source.segment(0, 6)
-            devices = 1 if sharding is None else 2
             for array in segment[:2]:
-                assert len(array.addressable_shards) == devices, array.sharding
+                assert len(array.addressable_shards) == devices
                 assert array.sharding.is_fully_replicated
                 for shard in array.addressable_shards:
                     np.testing.assert_array_equal(shard.data, array)
             found.append(collect(source, 6))
-    for one, other in zip(*found):
+    for one, other in zip(*found, strict=True):
         np.testing.assert_array_equal(one, other)
-with open_batches(dataset, 512, SEED, np.float32, sharding=everywhere) as source:
-    assert len(source.segment(0, 6).inputs.addressable_shards) == 2
-"""
 
 
-def test_several_devices_hold_the_same_batches(tmp_path):
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": "2",
-        "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)]),
-    }
-    process = subprocess.run(
-        [sys.executable, "-c", SEVERAL, tmp_path],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
+def test_a_full_batch_is_on_every_device(raw):
+    with open_batches(
+        raw, 512, SEED, np.float32, sharding=replicated_sharding(run_mesh(2))
+    ) as source:
+        assert len(source.segment(0, 6).inputs.addressable_shards) == 2
