@@ -1,4 +1,5 @@
-# make: set up .venv and compute the atlas.  make test: run the tests.  make lint: check the code.
+# make: set up .venv and compute the atlas.  make test: run the tests, but for the slow ones, which
+# make test-slow runs.  make lint: check the code.
 PYTHON ?= python3
 CORES ?= all
 # Add peers to compare with PyTorch, flax and equinox too.
@@ -6,10 +7,11 @@ TEST_EXTRAS ?= datasets,test
 TEST_PROCESSES ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 # An empty value keeps pip from asking for a newer version of itself.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: all report test lint format clean
+.PHONY: all report test test-slow lint format clean
 
 all: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES)
@@ -20,7 +22,10 @@ report: $(VENV)/.installed
 	@echo "Report: results/report.html   Figures: results/figures   Scorecard: results/claims.md"
 
 test: $(VENV)/.installed-test
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.installed-test
+	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -9,8 +9,6 @@ import yaml
 
 from sgdphases.config import expand_runs
 
-pytestmark = pytest.mark.slow
-
 RUN_COLUMNS = {
     "experiment",
     "run_id",

@@ -8,6 +8,7 @@ choose alike.
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -105,8 +106,9 @@ def choose_lowering(
                 logger.info("lowering %s: too large for the device's memory", candidate)
                 continue
             seconds[candidate] = min(latest, seconds.get(candidate, latest))
-        slowest = _HOPELESS * min(seconds.values(), default=0.0)
-        remaining = [candidate for candidate in seconds if seconds[candidate] <= slowest]
+        # None again where no time says anything.
+        limit = _HOPELESS * min(seconds.values(), default=math.inf)
+        remaining = [c for c in seconds if seconds[c] <= limit < math.inf]
     if not seconds:
         return candidates[0]
     chosen = min(seconds, key=lambda candidate: seconds[candidate])
