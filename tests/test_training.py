@@ -1,5 +1,6 @@
 """Training many runs at once against training one at a time in a few lines of numpy."""
 
+import re
 import types
 
 import jax
@@ -8,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from sgdphases import training
+from sgdphases import lowering, training
 from sgdphases.batches import batch_indices
 from sgdphases.datasets.loading import Dataset
 from sgdphases.hyperparameters import complete_run
@@ -490,11 +491,22 @@ def test_training_ends_early_when_every_run_has(dataset, monkeypatch):
         return original(*arguments)
 
     monkeypatch.setattr(training, "advance", count)
+    monkeypatch.setattr(training, "is_worth_a_trial", lambda platform, flop: False)
     runs = make_runs({"learning_rate": 1e3}, {"learning_rate": 1e300}, batch_size=7)
     settings = make_settings({"num_steps": 2_000_000_000}, {"dense_until": 1})
     shard = train(settings, runs, dataset)
     assert (shard.runs["status"] == "diverged").all()
     assert sum(calls) < 2000
+
+
+def test_trials_of_lowerings_measure_steps_and_no_compilation(dataset, monkeypatch, caplog):
+    caplog.set_level("INFO", "sgdphases.lowering")
+    monkeypatch.setattr(lowering, "_TRIALS", 1)
+    monkeypatch.setattr(training, "is_worth_a_trial", lambda platform, flop: True)
+    train(make_settings({"num_steps": 20}), make_runs({"learning_rate": 0.1}), dataset)
+    times = re.findall(r"lowering .*: (\S+) s per step", caplog.text)
+    assert len(times) > 1
+    assert all(float(seconds) < 0.05 for seconds in times)
 
 
 @pytest.mark.parametrize("together", [1, "all"])

@@ -647,6 +647,8 @@ class _Trainer:
             base_steps=jnp.full_like(self.hyper.base_steps, np.iinfo(np.int32).max),
         )
         states: RunState = start_runs(self.rules, hyper, self.initial_parameters())
+        # Placed as a step leaves them: the second call would otherwise compile once more.
+        states = jax.device_put(states, run_sharding(self.mesh))
         batches = self.batches(self.source.segment(0, 1))
 
         def take(current: RunState, count: int) -> RunState:
