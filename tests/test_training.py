@@ -503,7 +503,7 @@ def test_trials_of_lowerings_measure_steps_and_no_compilation(dataset, monkeypat
     caplog.set_level("INFO", "sgdphases.lowering")
     monkeypatch.setattr(lowering, "_TRIALS", 1)
     monkeypatch.setattr(training, "is_worth_a_trial", lambda platform, flop: True)
-    train(make_settings({"num_steps": 20}), make_runs({"learning_rate": 0.1}), dataset)
+    train(make_settings({"num_steps": 20}), make_runs({}, {"learning_rate": 0.1}), dataset)
     times = re.findall(r"lowering .*: (\S+) s per step", caplog.text)
     assert len(times) > 1
     assert all(float(seconds) < 0.05 for seconds in times)
