@@ -28,6 +28,7 @@ report: "workflow/report/workflow.rst"
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/datasets.smk"
+include: "workflow/rules/diffusion.smk"
 include: "workflow/rules/curvature.smk"
 include: "workflow/rules/training.smk"
 include: "workflow/rules/theory.smk"

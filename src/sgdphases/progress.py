@@ -37,19 +37,25 @@ class Progress:
         first_step: int = 0,
         first_run_steps: int = 0,
         seconds_between_messages: float = 10.0,
+        activity: str = "training",
+        unit: str = "step",
     ) -> None:
         """Start the clock.
 
         Args:
             name: What is trained.
             total_steps: Steps of the longest run.
-            num_runs: Number of runs.
+            num_runs: Number of runs; 0 where there is but one thing, which has no runs.
             flop_per_step_per_run: Operations of a step of one run, from `matrix_product_flop`.
             first_step: Step that training resumes from.
             first_run_steps: Steps that all runs together had taken then.
             seconds_between_messages: Least time from one line to the next.
+            activity: What is done with what `name` says.
+            unit: What is counted.
         """
         self._name = name
+        self._activity = activity
+        self._unit = unit
         self._total_steps = total_steps
         self._num_runs = num_runs
         self._flop = flop_per_step_per_run
@@ -71,7 +77,7 @@ class Progress:
                     desc=self._name,
                     total=self._total_steps,
                     initial=self._step,
-                    unit="step",
+                    unit=self._unit,
                     dynamic_ncols=True,
                     leave=False,
                 )
@@ -97,7 +103,8 @@ class Progress:
             run_steps = self._run_steps + (step - self._step) * self._alive
         self._step, self._alive, self._run_steps = step, runs_alive, run_steps
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{runs_alive} of {self._num_runs} runs", refresh=False)
+            if self._num_runs:
+                self._bar.set_postfix_str(f"{runs_alive} of {self._num_runs} runs", refresh=False)
             self._bar.update(step - self._bar.n)
         if time.monotonic() - self._spoke[0] >= self._interval:
             self._log(self._spoke, is_last=False)
@@ -115,14 +122,17 @@ class Progress:
             end = f"at most {_duration((self._total_steps - self._step) / pace)} left"
         else:
             end = "time left unknown"
+        alive = f"{self._alive} of {self._num_runs} runs alive, " if self._num_runs else ""
         logger.info(
-            "training %s: step %d of %d, %.4g steps/s, %d of %d runs alive, %s GFLOP/s, %s",
+            "%s %s: %s %d of %d, %.4g %ss/s, %s%s GFLOP/s, %s",
+            self._activity,
             self._name,
+            self._unit,
             self._step,
             self._total_steps,
             pace,
-            self._alive,
-            self._num_runs,
+            self._unit,
+            alive,
             known,
             end,
         )

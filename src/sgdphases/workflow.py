@@ -24,11 +24,12 @@ from sgdphases.config import (
 from sgdphases.datasets.definition import load_definition
 from sgdphases.datasets.facts import facts_of_definition
 from sgdphases.datasets.image_folder import class_folders
+from sgdphases.diffusion.definition import resolve_definition
 from sgdphases.errors import InputError
 from sgdphases.fingerprint import dictionary_keys, stage_fingerprint, stage_modules
 from sgdphases.planning import Record, Shard, plan_shards, read_notes, sort_key
 from sgdphases.sections import check_data
-from sgdphases.validation import suggest
+from sgdphases.validation import read_yaml, suggest
 
 EXPERIMENTS_FOLDER = Path("config/experiments")
 DATASETS_FOLDER = Path("config/datasets")
@@ -158,7 +159,10 @@ def make_plan(raw_config: Mapping[str, Any]) -> Plan:
             raise InputError(
                 f"{datasets[name]}: not the name of a dataset; allowed: letters, digits, _ and -"
             )
-        for file in dataset_files(known_definition(name)):
+        definition = known_definition(name)
+        if definition["source"] == "diffusion":
+            generated_definition(name, config)
+        for file in dataset_files(definition):
             if not Path(file).exists():
                 raise InputError(
                     f"{datasets[name]}: path: {file!r}: no such file; allowed: an existing .npz "
@@ -170,6 +174,30 @@ def make_plan(raw_config: Mapping[str, Any]) -> Plan:
 def known_definition(name: str) -> dict[str, Any]:
     """The definition of the dataset `name`, validated."""
     return load_definition(DATASETS_FOLDER / f"{name}.yaml")
+
+
+def generated_definition(name: str, config: Config) -> dict[str, Any]:
+    """The definition of the generated dataset `name`, resolved for the configuration."""
+    sources = {path.stem: _source_of(path) for path in sorted(DATASETS_FOLDER.glob("*.yaml"))}
+    path = DATASETS_FOLDER / f"{name}.yaml"
+    return resolve_definition(known_definition(name), config.scale, config.data, sources, str(path))
+
+
+def generated_datasets() -> list[str]:
+    """The datasets that are drawn from a diffusion model."""
+    return [
+        path.stem
+        for path in sorted(DATASETS_FOLDER.glob("*.yaml"))
+        if _DATASET_NAME.fullmatch(path.stem) and _source_of(path) == "diffusion"
+    ]
+
+
+def _source_of(path: Path) -> str:
+    """Where a dataset comes from; a definition that cannot be read is told of where it is used."""
+    try:
+        return str(read_yaml(path).get("source"))
+    except InputError:
+        return ""
 
 
 def dataset_files(definition: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,8 @@ from sgdphases.fingerprint import stage_fingerprint
 from sgdphases.scripting import ending_on_bad_input
 from sgdphases.workflow import (
     dataset_files,
+    generated_datasets,
+    generated_definition,
     known_definition,
     make_plan,
     preparation_threads,
@@ -19,6 +21,7 @@ THEORY = [
     name for name, plan in PLAN.experiments.items() if plan.spec["kind"] == "theory"
 ]
 TRAINING = [name for name in PLAN.experiments if name not in THEORY]
+GENERATED = generated_datasets()
 
 
 wildcard_constraints:
@@ -32,6 +35,11 @@ wildcard_constraints:
 def one_of(names):
     """A pattern that matches the names, or nothing where there are none."""
     return "|".join(sorted(set(names))) or "(?!)"
+
+
+def none_of(names, pattern):
+    """A pattern that matches what `pattern` does in a path's last folder, but for the names."""
+    return f"(?!(?:{one_of(names)})/){pattern}"
 
 
 def plan_of(wildcards):

@@ -12,6 +12,8 @@ rule dataset:
         manifest=f"{RESULTS}/datasets/{{dataset}}/manifest.json",
     log:
         f"{LOGS}/datasets/{{dataset}}.log",
+    wildcard_constraints:
+        dataset=none_of(GENERATED, "[A-Za-z0-9_-]+"),
     conda:
         "../../environment.yml"
     threads: lambda wildcards: preparation_threads(dataset_definition(wildcards))

@@ -3,13 +3,12 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
 from sgdphases.figures import catapult, catapult_theory, richness_theory
+from sgdphases.figures.saving import save_figure
 from sgdphases.figures.style import apply_style
-from sgdphases.storage import replacing, write_parquet
 from sgdphases.tables import ExperimentTables
 
 Plot = Callable[[ExperimentTables], tuple[Figure, pd.DataFrame]]
@@ -30,10 +29,4 @@ def draw_figure(
     """
     apply_style()
     figure, plotted = PLOTS[name](tables)
-    for path in pictures:
-        with replacing(path) as temporary:
-            # Without a date the same numbers give the same bytes.
-            metadata = {"Date": None} if path.suffix == ".svg" else None
-            figure.savefig(temporary, metadata=metadata)
-    plt.close(figure)
-    write_parquet(plotted, numbers)
+    save_figure(figure, plotted, pictures, numbers)
