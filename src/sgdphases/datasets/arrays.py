@@ -158,6 +158,17 @@ def read_blocks(
             remaining -= at_once
 
 
+def describe_array(path: Path) -> dict[str, Any]:
+    """What a manifest says of an array file."""
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    return {"shape": list(array.shape), "dtype": array.dtype.name, **describe_file(path)}
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """What a manifest says of any file."""
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Give an error of the block the name of the file: a full disk is reported without one."""

@@ -8,7 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from sgdphases.datasets.arrays import ARRAY_NAMES, MANIFEST_FILE, Array, ArrayWriter, sha256_of
+from sgdphases.datasets.arrays import (
+    ARRAY_NAMES,
+    MANIFEST_FILE,
+    Array,
+    ArrayWriter,
+    describe_array,
+    describe_file,
+)
 from sgdphases.datasets.cifar5m import read_cifar5m
 from sgdphases.datasets.definition import validate_definition
 from sgdphases.datasets.generated import read_gaussian_mixture, read_single_index
@@ -199,7 +206,7 @@ def _describe(
         "num_train": len(raw.train_inputs),
         "num_test": len(raw.test_inputs),
         "arrays": {
-            array_name: _describe_array(finished_dir / f"{array_name}.npy")
+            array_name: describe_array(finished_dir / f"{array_name}.npy")
             for array_name in ARRAY_NAMES
         },
         "class_balance": {
@@ -209,16 +216,9 @@ def _describe(
         if raw.num_classes is not None
         else None,
         "class_names": raw.class_names,
-        "train_inputs_raw": {
-            "min": statistics.minimum,
-            "max": statistics.maximum,
-            "mean": statistics.mean,
-            "std": statistics.std,
-            "channel_mean": statistics.channel_mean.tolist() if is_image else None,
-            "channel_std": statistics.channel_std.tolist() if is_image else None,
-        },
+        "train_inputs_raw": statistics.describe(is_image),
         "tokens": raw.tokens,
-        "files": {file: _describe_file(finished_dir / file) for file in raw.files},
+        "files": {file: describe_file(finished_dir / file) for file in raw.files},
         "normalisation": normalisation,
         "stream": raw.stream,
         "sample_order": raw.sample_order,
@@ -226,12 +226,3 @@ def _describe(
         "licence": raw.licence,
         "versions": {"numpy": metadata.version("numpy"), **raw.versions},
     }
-
-
-def _describe_array(path: Path) -> dict[str, Any]:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    return {"shape": list(array.shape), "dtype": array.dtype.name, **_describe_file(path)}
-
-
-def _describe_file(path: Path) -> dict[str, Any]:
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,21 @@ class Statistics:
     def std(self) -> float:
         """Standard deviation of all values."""
         return float(np.sqrt(np.square(self.channel_std).mean() + self.channel_mean.var()))
+
+    def describe(self, per_channel: bool) -> dict[str, Any]:
+        """What a manifest says of them.
+
+        Args:
+            per_channel: Whether the channels mean something.
+        """
+        return {
+            "min": self.minimum,
+            "max": self.maximum,
+            "mean": self.mean,
+            "std": self.std,
+            "channel_mean": self.channel_mean.tolist() if per_channel else None,
+            "channel_std": self.channel_std.tolist() if per_channel else None,
+        }
 
 
 def input_statistics(path: Path, num_channels: int) -> Statistics:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sgdphases.datasets.arrays import sha256_of
-from sgdphases.datasets.loading import MANIFEST_FILE, load, verify
+from sgdphases.datasets.arrays import ARRAY_NAMES, MANIFEST_FILE, ArrayWriter, describe_array
+from sgdphases.datasets.loading import load, verify
+from sgdphases.datasets.statistics import input_statistics
 from sgdphases.diffusion.classes import shard_classes
 from sgdphases.errors import InputError
 from sgdphases.storage import replacing, write_text
@@ -20,7 +21,6 @@ Images = npt.NDArray[np.uint8]
 
 # Of the definition, what the manifest tells.
 _ORIGIN = ("num_shards", "seed", "process", "network", "training", "sampling")
-_NUM_VALUES = 256
 
 
 def write_shard(images: Images, path: Path) -> None:
@@ -54,31 +54,32 @@ def assemble(
     output.mkdir(parents=True, exist_ok=True)
     # An older manifest must not vouch for arrays that are being replaced.
     (output / MANIFEST_FILE).unlink(missing_ok=True)
-    # How often each of the 256 values occurs: the statistics follow exactly.
-    counts = np.zeros(_NUM_VALUES, np.int64)
-    with replacing(output / "train_inputs.npy") as temporary, temporary.open("wb") as file:
-        _write_header(file, (num_images, *real.input_shape))
+    with (
+        replacing(output / "train_inputs.npy") as temporary,
+        ArrayWriter(temporary, real.input_shape, np.uint8) as writer,
+    ):
         for path in shards:
-            images = _read_shard(path, (size, *real.input_shape))
-            counts += np.bincount(images.ravel(), minlength=_NUM_VALUES)
-            file.write(images.data)
+            writer.append(_read_shard(path, (size, *real.input_shape)))
     classes = np.concatenate([shard_classes(i, size, num_classes) for i in range(len(shards))])
     with replacing(output / "train_targets.npy") as temporary, temporary.open("wb") as file:
         np.save(file, classes, allow_pickle=False)
     for array in ("test_inputs", "test_targets"):
         with replacing(output / f"{array}.npy") as temporary:
             shutil.copyfile(base / real.manifest["arrays"][array]["file"], temporary)
+    statistics = input_statistics(output / "train_inputs.npy", real.input_shape[-1])
     manifest = {
         **real.manifest,
         "name": name,
         "source": definition["source"],
         "num_train": num_images,
-        "arrays": {array: _describe(output / f"{array}.npy") for array in real.manifest["arrays"]},
+        "arrays": {
+            array: describe_array(output / f"{array}.npy") for array in real.manifest["arrays"]
+        },
         "class_balance": {
             **real.manifest["class_balance"],
             "train": np.bincount(classes, minlength=num_classes).tolist(),
         },
-        "train_inputs_raw": _statistics(counts),
+        "train_inputs_raw": statistics.describe(per_channel=True),
         "normalisation": {**real.manifest["normalisation"], "from": f"dataset {real.name}"},
         "sample_order": "as drawn, shard by shard; the classes take turns",
         "origin": {
@@ -105,39 +106,3 @@ def _read_shard(path: Path, shape: tuple[int, ...]) -> Images:
             "expected; delete it and run again"
         )
     return np.ascontiguousarray(images)
-
-
-def _write_header(file: Any, shape: tuple[int, ...]) -> None:
-    np.lib.format.write_array_header_1_0(
-        file,
-        {
-            "descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)),
-            "fortran_order": False,
-            "shape": shape,
-        },
-    )
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    return {
-        "file": path.name,
-        "shape": list(array.shape),
-        "dtype": array.dtype.name,
-        "bytes": path.stat().st_size,
-        "sha256": sha256_of(path),
-    }
-
-
-def _statistics(counts: npt.NDArray[np.int64]) -> dict[str, float]:
-    """Smallest, largest, mean and standard deviation of values that occur so often."""
-    values = np.arange(len(counts))
-    present = values[counts > 0]
-    mean = float(np.average(values, weights=counts))
-    variance = float(np.average((values - mean) ** 2, weights=counts))
-    return {
-        "min": int(present[0]),
-        "max": int(present[-1]),
-        "mean": mean,
-        "std": variance**0.5,
-    }
