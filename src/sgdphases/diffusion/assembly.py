@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sgdphases.datasets.arrays import ARRAY_NAMES, MANIFEST_FILE, ArrayWriter, describe_array
+from sgdphases.datasets.arrays import MANIFEST_FILE, ArrayWriter, describe_array
 from sgdphases.datasets.loading import load, verify
 from sgdphases.datasets.statistics import input_statistics
 from sgdphases.diffusion.classes import shard_classes
