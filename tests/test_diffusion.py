@@ -1,8 +1,10 @@
 """Generated datasets: definition, network, training, sampling, assembly."""
 
+import errno
 import functools
 import hashlib
 import json
+import resource
 from pathlib import Path
 
 import jax
@@ -117,56 +119,50 @@ def test_patches_are_undone():
         np.testing.assert_array_equal(from_patches(patches, size), images)
 
 
-def random_parameters(denoiser):
-    """Parameters none of which are zero."""
-    shapes, structure = jax.tree.flatten(jax.eval_shape(denoiser.init, jax.random.key(0)))
-    keys = jax.random.split(jax.random.key(1), len(shapes))
-    drawn = [0.3 * jax.random.normal(k, s.shape) for k, s in zip(keys, shapes, strict=True)]
-    return jax.tree.unflatten(structure, drawn)
+NETWORK = {
+    "width": 4,
+    "channel_multipliers": [1, 2],
+    "blocks_per_level": 1,
+    "vector_width": 8,
+    "patch_size": 1,
+}
 
 
 @pytest.fixture(scope="module")
 def unet():
-    settings = {
-        "width": 4,
-        "channel_multipliers": [1, 2],
-        "blocks_per_level": 1,
-        "vector_width": 8,
-        "patch_size": 1,
-    }
-    denoiser = build_unet(settings, SHAPE, 10)
-    return denoiser, random_parameters(denoiser)
+    """A network, compiled, and parameters of it none of which are zero."""
+    denoiser = build_unet(NETWORK, SHAPE, 10)
+    generator = np.random.default_rng(0)
+    shapes = jax.eval_shape(denoiser.init, jax.random.key(0))
+    parameters = jax.tree.map(
+        lambda leaf: 0.3 * generator.standard_normal(leaf.shape, np.float32), shapes
+    )
+    return denoiser._replace(apply=jax.jit(denoiser.apply)), parameters
 
 
 def test_network_starts_at_zero(unet):
     denoiser, _ = unet
-    images = jax.random.normal(jax.random.key(0), (3, *SHAPE))
-    output = denoiser.apply(denoiser.init(jax.random.key(0)), images, jnp.arange(3), jnp.arange(3))
-    np.testing.assert_array_equal(output, np.zeros((3, *SHAPE)))
+    images = np.random.default_rng(1).standard_normal((4, *SHAPE), np.float32)
+    start = jax.jit(denoiser.init)(jax.random.key(0))
+    output = denoiser.apply(start, images, np.arange(4), np.arange(4))
+    np.testing.assert_array_equal(output, np.zeros((4, *SHAPE)))
 
 
 def test_network_reads_step_and_class_of_each_image(unet):
     denoiser, parameters = unet
-    apply = jax.jit(denoiser.apply)
-    image = jax.random.normal(jax.random.key(0), (1, *SHAPE))
-    images = jnp.repeat(image, 4, axis=0)
-    output = apply(parameters, images, jnp.array([5, 5, 9, 5]), jnp.array([1, 10, 1, 1]))
+    image = np.random.default_rng(1).standard_normal((1, *SHAPE), np.float32)
+    images = np.repeat(image, 4, axis=0)
+    steps, classes = np.array([5, 5, 9, 5]), np.array([1, 10, 1, 1])
+    output = np.asarray(denoiser.apply(parameters, images, steps, classes))
     assert output.shape == images.shape
-    assert jnp.abs(output[0] - output[1]).max() > 0.01
-    assert jnp.abs(output[0] - output[2]).max() > 0.01
+    assert np.abs(output[0] - output[1]).max() > 0.01
+    assert np.abs(output[0] - output[2]).max() > 0.01
     np.testing.assert_allclose(output[0], output[3], rtol=1e-4, atol=1e-5)
 
 
 def test_images_that_cannot_be_halved_are_refused():
-    settings = {
-        "width": 4,
-        "channel_multipliers": [1, 2],
-        "blocks_per_level": 1,
-        "vector_width": 8,
-        "patch_size": 4,
-    }
     with pytest.raises(InputError, match=r"28x28 pixels cannot be cut.*multiples of 8"):
-        build_unet(settings, (28, 28, 1), 10)
+        build_unet({**NETWORK, "patch_size": 4}, (28, 28, 1), 10)
 
 
 # --- training --------------------------------------------------------------------------------
@@ -437,6 +433,25 @@ def test_damaged_shard_is_named_and_nothing_counts_as_prepared(generated, base_f
         assemble(
             "tiny", TINY_RESOLVED, [shards[0], broken, shards[2]], base_folder, tmp_path / "out"
         )
+
+
+def test_full_disk_is_named_and_nothing_counts_as_prepared(generated, base_folder, tmp_path):
+    _, shards = generated
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            assemble("tiny", TINY_RESOLVED, shards, base_folder, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG
+    assert Path(caught.value.filename).name == "train_inputs.npy"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_preparing_it_as_any_other_is_refused(tmp_path):
+    with pytest.raises(InputError, match="dataset mnist1m: is drawn by other rules"):
+        prepare("mnist1m", load_definition(SHIPPED), tmp_path / "out", None)
 
 
 def test_quality_of_real_images_is_that_of_real_images(base_folder):

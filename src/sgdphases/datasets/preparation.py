@@ -106,6 +106,11 @@ def _read_source(definition: dict[str, Any], work: WorkFolder, manual_dir: Path 
     if "path" in options:
         options["path"] = Path(options["path"]).expanduser()
     match definition["source"]:
+        case "diffusion":
+            raise InputError(
+                f"dataset {work.dataset}: is drawn by other rules; allowed: any other source, or "
+                f"snakemake results/datasets/{work.dataset}/manifest.json"
+            )
         case "digits":
             return read_digits()
         case "tfds":
