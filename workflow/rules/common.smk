@@ -38,8 +38,8 @@ def one_of(names):
 
 
 def none_of(names, pattern):
-    """A pattern that matches what `pattern` does in a path's last folder, but for the names."""
-    return f"(?!(?:{one_of(names)})/){pattern}"
+    """The pattern, but for where the names stand in a path."""
+    return f"(?!(?:{one_of(names)})[/.]){pattern}"
 
 
 def plan_of(wildcards):

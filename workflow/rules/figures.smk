@@ -15,6 +15,8 @@ rule figure:
         numbers=f"{RESULTS}/figures/{{paper}}/{{figure}}.parquet",
     log:
         f"{LOGS}/{{paper}}/figures/{{figure}}.log",
+    wildcard_constraints:
+        paper=none_of([SAMPLE_SHEET], "[a-z0-9]+"),
     conda:
         "../../environment.yml"
     params:
