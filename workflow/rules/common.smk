@@ -79,3 +79,19 @@ def feeding_experiment(wildcards):
 def figure_caption(wildcards):
     figures = PLAN.experiments[feeding_experiment(wildcards)].spec["figures"]
     return figures[wildcards.figure]["caption"]
+
+
+def diffusion_definition(wildcards, keys=None):
+    """The resolved definition, or what a job reads of it: other keys then rerun nothing."""
+    with ending_on_bad_input():
+        definition = generated_definition(wildcards.dataset, PLAN.config)
+    return {key: definition[key] for key in keys} if keys else definition
+
+
+def shard_size(definition):
+    return definition["num_images"] // definition["num_shards"]
+
+
+def diffusion_base(wildcards):
+    base = diffusion_definition(wildcards)["base"]
+    return f"{RESULTS}/datasets/{base}/manifest.json"

@@ -6,22 +6,6 @@ DIFFUSION = f"{RESULTS}/diffusion/{{dataset}}"
 SHOWN, SAMPLE_SHEET = "mnist1m", "richness/fig7"
 
 
-def diffusion_definition(wildcards, keys=None):
-    """The resolved definition, or what a job reads of it: other keys then rerun nothing."""
-    with ending_on_bad_input():
-        definition = generated_definition(wildcards.dataset, PLAN.config)
-    return {key: definition[key] for key in keys} if keys else definition
-
-
-def shard_size(definition):
-    return definition["num_images"] // definition["num_shards"]
-
-
-def diffusion_base(wildcards):
-    base = diffusion_definition(wildcards)["base"]
-    return f"{RESULTS}/datasets/{base}/manifest.json"
-
-
 rule diffusion_model:
     input:
         base=diffusion_base,
