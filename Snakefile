@@ -1,4 +1,5 @@
-# The way of the data: datasets -> curvature -> training -> aggregation -> figures, claims.
+# The way of the data: datasets -> curvature -> training -> aggregation -> figures, claims;
+# aggregation -> prediction -> training of the experiments that take their weight decays from it.
 # Rules are in workflow/rules, one file per stage; what they run is in src/sgdphases.
 import sys
 from pathlib import Path
@@ -33,6 +34,7 @@ include: "workflow/rules/curvature.smk"
 include: "workflow/rules/training.smk"
 include: "workflow/rules/theory.smk"
 include: "workflow/rules/aggregation.smk"
+include: "workflow/rules/prediction.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/claims.smk"
 

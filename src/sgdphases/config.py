@@ -27,7 +27,12 @@ from sgdphases.grid import (
 )
 from sgdphases.hyperparameters import Origin, check_run, common_hyperparameters, complete_run
 from sgdphases.model_table import is_user_model, model_entry, model_names
-from sgdphases.sections import check_budgets, check_sections, refuse_sections_of_training
+from sgdphases.sections import (
+    check_budgets,
+    check_prediction,
+    check_sections,
+    refuse_sections_of_training,
+)
 from sgdphases.user_code import user_model_sources
 from sgdphases.validation import (
     as_declared,
@@ -54,6 +59,10 @@ THEORY_MODELS = {
     "toy_two_parameter": ("richness", "loss"),
     "toy_two_parameter_edge": ("richness", "loss", "edge", "num_steps"),
     "toy_two_parameter_updates": ("richness", "loss"),
+    "wide_mode": ("kernel_mode_eigenvalue", "weight_decay", "homogeneity_degree"),
+    "wide_spectrum": ("num_modes", "spectrum_exponent", "weight_decay", "homogeneity_degree"),
+    "deep_linear": ("width", "weight_decay"),
+    "ridge": ("num_samples", "input_dim", "weight_decay"),
 }
 _THEORY_OPTIMIZERS = ("sgd", "sign_sgd")
 _MOST_TOY_DEPTH = 63
@@ -226,7 +235,9 @@ def load_experiment(
     runs = _complete(settings, document)
     if runs is not settings:
         refuse_duplicates(runs, document["grid"], source)
-    check_budgets(runs, document["stopping"], source)
+    if document["kind"] == "training":
+        check_budgets(runs, document["stopping"], source)
+        check_prediction(runs, document, source)
     return {
         "experiment": f"{path.parent.name}/{path.stem}",
         "paper": path.parent.name,

@@ -42,6 +42,8 @@ VECTORISED_HYPERPARAMETERS = (
     LEARNING_RATE_UNIT,
     "momentum",
     "weight_decay",
+    "weight_decay_from",
+    "budget_epochs",
     "first_moment_decay",
     "second_moment_decay",
     "epsilon",
@@ -53,6 +55,8 @@ VECTORISED_HYPERPARAMETERS = (
 
 _UNITS = ("absolute", "critical")
 _GENERATORS = ("value", "values", "linspace", "logspace")
+# Of a weight decay that another experiment predicts.
+_PREDICTION_KEYS = ("from", "budget")
 # Generated values are rounded to as many digits as one would write, so that a run keeps its
 # identity when the same rate is listed by hand or by another generator.
 _SIGNIFICANT_DIGITS = 12
@@ -91,7 +95,9 @@ def expand_grid(
     A grid is a mapping from hyperparameter to its values, of which the product is taken, or a list
     of such mappings, of which the union is taken. Values are a list, or one of `value`, `values`,
     `linspace`, `logspace` with `start`, `stop`, `num`; a learning rate may add
-    `relative_to: critical`. The key `points` lists whole settings by hand.
+    `relative_to: critical`; a weight decay may be `from` an experiment with a prediction for each
+    `budget` of epochs, its values being factors, 1 where there are none. The key `points` lists
+    whole settings by hand.
 
     Args:
         hyperparameters: Values that all runs share.
@@ -216,6 +222,8 @@ def _read_axis(name: str, values: Any, source: str, path: KeyPath) -> list[dict[
             f"list, or a mapping with one of {', '.join(_GENERATORS)}"
         )
     where = f"{source}: {format_path(path)}"
+    if name == "weight_decay" and set(_PREDICTION_KEYS) & set(values):
+        return _read_prediction(values, source, path)
     unit = _read_unit(name, values, where)
     kind = _generator_of(values, where)
     here, content = (*path, kind), values[kind]
@@ -236,6 +244,31 @@ def _read_axis(name: str, values: Any, source: str, path: KeyPath) -> list[dict[
         raise _empty(source, here)
     extra = {} if unit is None else {LEARNING_RATE_UNIT: unit}
     return [{**setting, **extra} for setting in settings]
+
+
+def _read_prediction(values: dict[str, Any], source: str, path: KeyPath) -> list[dict[str, Any]]:
+    """Weight decays relative to those that another experiment predicts, budget by budget."""
+    for key in _PREDICTION_KEYS:
+        if values.get(key) is None:
+            raise InputError(
+                f"{source}: {format_path(path)}: key {key!r} is missing; required: from (an "
+                "experiment with a prediction) and budget (epochs), together"
+            )
+    budgets = values["budget"] if isinstance(values["budget"], list) else [values["budget"]]
+    factors = {key: value for key, value in values.items() if key not in _PREDICTION_KEYS}
+    settings = []
+    for budget in budgets:
+        setting = {
+            **_read_value("weight_decay_from", values["from"], source, (*path, "from")),
+            **_read_value("budget_epochs", budget, source, (*path, "budget")),
+        }
+        settings += [
+            {**factor, **setting}
+            for factor in _read_axis("weight_decay", factors or {"value": 1.0}, source, path)
+        ]
+    if not settings:
+        raise _empty(source, (*path, "budget"))
+    return settings
 
 
 def _empty(source: str, path: KeyPath) -> InputError:

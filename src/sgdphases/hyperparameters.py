@@ -164,12 +164,7 @@ def _faults(run: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
                 f"{name} is not used with {other} {run[other]}; allowed: with {other} "
                 f"{' or '.join(choices)}",
             )
-    if run["weight_decay_rule"] == "auto_l2" and run["weight_decay"] == 0:
-        yield (
-            ("weight_decay_rule", "weight_decay"),
-            "auto_l2 lowers the weight_decay it starts from, which is 0; allowed: with a "
-            "weight_decay above 0, usually 0.1",
-        )
+    yield from _faults_of_the_weight_decay(run)
     if is_user_model(run["model"]):
         if run["parametrisation"] in MUP_PARAMETRISATIONS:
             yield (
@@ -179,6 +174,28 @@ def _faults(run: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
             )
     else:
         yield from _faults_of_the_network(run)
+
+
+def _faults_of_the_weight_decay(run: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    if run["weight_decay_rule"] == "auto_l2" and run["weight_decay"] == 0:
+        yield (
+            ("weight_decay_rule", "weight_decay"),
+            "auto_l2 lowers the weight_decay it starts from, which is 0; allowed: with a "
+            "weight_decay above 0, usually 0.1",
+        )
+    if run["weight_decay_from"] is None:
+        return
+    if run["weight_decay"] == 0:
+        yield (
+            ("weight_decay", "weight_decay_from"),
+            "a multiple of a predicted weight decay; allowed: a factor above 0 (weight_decay 0 in "
+            "another part of the grid)",
+        )
+    if run["budget_epochs"] is None:
+        yield (
+            ("weight_decay_from", "budget_epochs"),
+            "a weight decay is predicted for a budget; allowed: with budget_epochs",
+        )
 
 
 def _faults_of_the_network(run: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:

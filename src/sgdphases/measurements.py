@@ -281,6 +281,91 @@ def alignment(network: Network, kernels: tuple[str, ...], samples_interact: bool
 
 
 @cache
+def kernel_modes(network: Network, samples_interact: bool) -> Any:
+    """Spectrum of the tangent kernel on the samples `batch`, and targets and outputs in its modes.
+
+    The kernel is K(x, x') = Σ_p ∂_p f(x) ∂_p f(x'), not normalised; eigenvalues fall.
+
+    Args:
+        network: The network, with a single output.
+        samples_interact: Whether outputs depend on the other samples of a batch.
+
+    Reference:
+        L2 paper, eq. 3 (a wide network's modes evolve independently).
+    """
+
+    def measure(member: Member, samples: dict[str, Samples]) -> Values:
+        batch = samples["batch"]
+        parameters = member.state.parameters
+        apply = _raw_apply(network, member)
+        gram = ntk_gram(apply, parameters, batch.inputs, samples_interact=samples_interact)
+        eigenvalues, modes = jnp.linalg.eigh(gram)
+        outputs = outputs_on(network, member, batch, len(batch.inputs))(parameters)
+        if outputs.shape[1] != 1:
+            raise InputError(
+                "measurements.kernel_modes: the network has several outputs; allowed: a dataset "
+                "with a single target"
+            )
+        projections = modes.T @ jnp.concatenate([batch.targets, outputs], axis=1)
+        return {
+            "kernel_mode_eigenvalues": eigenvalues[::-1],
+            "kernel_mode_targets": projections[::-1, 0],
+            "kernel_mode_outputs": projections[::-1, 1],
+        }
+
+    return measure
+
+
+@cache
+def homogeneity(network: Network) -> Any:
+    r"""The degree k in which outputs grow with the parameters, and how far derivatives are from it.
+
+    .. math:: \theta \cdot \partial f = k f, \qquad
+        \theta \cdot \partial\, (\partial^m f) = (k - m)\, \partial^m f
+
+    Derivatives of order m = 1, 2 are taken along directions drawn at random.
+
+    Reference:
+        L2 paper, lemma 1.
+    """
+
+    def measure(member: Member, samples: dict[str, Samples]) -> Values:
+        inputs, parameters = samples["batch"].inputs, member.state.parameters
+        apply = _raw_apply(network, member)
+        leaves, structure = jax.tree.flatten(parameters)
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(member.seed), 2), 2 * len(leaves))
+
+        def direction(chosen: jax.Array) -> Parameters:
+            drawn = [
+                jax.random.normal(key, leaf.shape, leaf.dtype)
+                for key, leaf in zip(chosen, leaves, strict=True)
+            ]
+            return jax.tree.unflatten(structure, drawn)
+
+        def along(
+            function: Callable[[Parameters], jax.Array], tangent: Parameters
+        ) -> Callable[[Parameters], jax.Array]:
+            return lambda values: jax.jvp(function, (values,), (tangent,))[1]
+
+        derivatives: list[Callable[[Parameters], jax.Array]] = [lambda p: apply(p, inputs)]
+        for chosen in (keys[: len(leaves)], keys[len(leaves) :]):
+            derivatives.append(along(derivatives[-1], direction(chosen)))
+        values = [derivative(parameters) for derivative in derivatives]
+        scaled = [along(derivative, parameters)(parameters) for derivative in derivatives]
+        degree = jnp.vdot(scaled[0], values[0]) / jnp.vdot(values[0], values[0])
+        deviations = [
+            jnp.linalg.norm(change - (degree - order) * value) / jnp.linalg.norm(value)
+            for order, (change, value) in enumerate(zip(scaled, values, strict=True))
+        ]
+        return {
+            "measured_degree": degree,
+            **{f"homogeneity_deviation_{m}": deviation for m, deviation in enumerate(deviations)},
+        }
+
+    return measure
+
+
+@cache
 def movement(network: Network) -> Any:
     """Norms of what each layer's weights have moved since initialisation."""
 

@@ -46,6 +46,21 @@ def measurement_steps(schedule: Mapping[str, Any], last_step: int) -> NDArray[np
     return merged[merged <= last_step]
 
 
+def stopping_of_run(stopping: Mapping[str, Any], budget_epochs: float | None) -> Mapping[str, Any]:
+    """An experiment's stopping criteria with a run's own budget among them.
+
+    Args:
+        stopping: The experiment's section `stopping`.
+        budget_epochs: Epochs after which the run ends at the latest, or None.
+
+    Returns:
+        The criteria that hold for the run.
+    """
+    if budget_epochs is None:
+        return stopping
+    return {**stopping, "epochs": min(budget_epochs, stopping.get("epochs", math.inf))}
+
+
 def planned_steps(
     stopping: Mapping[str, Any],
     learning_rate: float,

@@ -8,7 +8,7 @@ from sgdphases.errors import InputError
 from sgdphases.validation import describe_value
 
 # Sections that only trained networks have.
-_TRAINING_SECTIONS = ("curvature", "schedule", "augmentation", "lowering")
+_TRAINING_SECTIONS = ("curvature", "schedule", "augmentation", "lowering", "prediction")
 # Stopping criteria that only trained networks have, and that only theory has.
 _TRAINING_CRITERIA = ("epochs", "decay_time", "train_accuracy")
 _THEORY_CRITERIA = ("converged_output",)
@@ -116,7 +116,8 @@ def check_budgets(
         InputError: A run would never end.
     """
     budgets = {"num_steps", "epochs", "physical_time", "decay_time"} & set(stopping)
-    if budgets == {"decay_time"} and any(run["weight_decay"] == 0 for run in runs):
+    endless = (run for run in runs if run["weight_decay"] == 0 and run["budget_epochs"] is None)
+    if budgets == {"decay_time"} and any(endless):
         raise InputError(
             f"{source}: stopping.decay_time: a run with weight_decay 0 would never end; allowed: "
             "with num_steps, epochs or physical_time besides, or a weight_decay above 0"
@@ -152,4 +153,47 @@ def check_data(
         raise InputError(
             f"{source}: hyperparameters.loss: 'cross_entropy' is not allowed: the dataset {name!r} "
             f"has {targets}; allowed: mean_squared_error"
+        )
+
+
+def check_prediction(
+    runs: Iterable[Mapping[str, Any]], document: Mapping[str, Any], source: str
+) -> None:
+    """Check that an experiment measures one time to peak, at a constant rate and weight decay.
+
+    Args:
+        runs: The trained runs of an experiment.
+        document: The experiment; without a section `prediction` there is nothing to check.
+        source: The file, for messages.
+
+    Raises:
+        InputError: No weight decay can be predicted from its runs.
+    """
+    if document.get("prediction") is None:
+        return
+    first, *others = runs
+    for name, value in first.items():
+        if name != "seed" and any(other[name] != value for other in others):
+            values = list(dict.fromkeys([value, *(other[name] for other in others)]))
+            raise InputError(
+                f"{source}: grid.{name}: {describe_value(values)}: a prediction comes from one "
+                "setting; allowed: runs that differ in their seed alone"
+            )
+    decay = first["weight_decay"]
+    if first["weight_decay_from"] is not None or first["weight_decay_rule"] != "constant":
+        fault = "a prediction comes from a constant, absolute weight decay"
+    elif decay == 0:
+        fault = "without a weight decay there is no time to peak to predict from"
+    else:
+        fault = ""
+    if fault:
+        raise InputError(
+            f"{source}: prediction: {describe_value(decay)} as weight_decay: {fault}; allowed: "
+            "a number above 0, usually a large one such as 0.01"
+        )
+    kind = document["schedule"]["kind"]
+    if kind != "constant":
+        raise InputError(
+            f"{source}: schedule.kind: {kind!r} is not allowed; allowed: constant, with a "
+            "prediction (the schedule belongs to the runs that use it)"
         )

@@ -47,7 +47,7 @@ from sgdphases.measurements import Measurement, Member, Samples, measure_runs
 from sgdphases.models import Network, build_network, parameter_dtype, single_run_convolution
 from sgdphases.optimizers import OptimizerRule
 from sgdphases.progress import Progress, matrix_product_flop
-from sgdphases.rate_schedules import physical_time, read_rate_schedule
+from sgdphases.rate_schedules import RateSchedule, physical_time, read_rate_schedule
 from sgdphases.runs import (
     DIVERGED,
     FINISHED,
@@ -68,7 +68,7 @@ from sgdphases.runs import (
     start_runs,
     step_run,
 )
-from sgdphases.schedule import measurement_steps, planned_steps
+from sgdphases.schedule import measurement_steps, planned_steps, stopping_of_run
 from sgdphases.storage import write_text
 from sgdphases.summary import summarise_runs
 
@@ -123,6 +123,7 @@ def train_shard(
     dataset: Dataset,
     critical: Mapping[str, float],
     execution: Execution | None = None,
+    time_constants: Mapping[str, float] | None = None,
 ) -> TrainedShard:
     """Train the runs of one shard together.
 
@@ -137,6 +138,8 @@ def train_shard(
         dataset: The data.
         critical: Critical learning rate of each network; empty without a curvature stage.
         execution: How the shard is computed.
+        time_constants: Time to peak times weight decay, in epochs, of each experiment that weight
+            decays are relative to.
 
     Returns:
         The shard's tables.
@@ -163,7 +166,15 @@ def train_shard(
         while pending:
             part = pending.pop(0)
             try:
-                trainer = _Trainer(settings, part, dataset, critical, execution, interruption)
+                trainer = _Trainer(
+                    settings,
+                    part,
+                    dataset,
+                    critical,
+                    time_constants or {},
+                    execution,
+                    interruption,
+                )
                 fitting = len(part) if is_known else trainer.runs_that_fit()
                 if fitting < len(part):
                     logger.info("memory holds %d of %d runs at once", fitting, len(part))
@@ -273,6 +284,41 @@ def resolve_learning_rates(
     return np.asarray(rates, dtype=np.float64)
 
 
+def resolve_weight_decays(
+    runs: Sequence[Mapping[str, Any]],
+    time_constants: Mapping[str, float],
+    schedule: RateSchedule,
+) -> NDArray[np.float64]:
+    r"""Absolute weight decays of runs.
+
+    .. math:: \lambda = \text{factor} \cdot c / T_1
+
+    T₁ is the run's budget T in epochs, or the time at which its schedule first lowers the rate.
+
+    Args:
+        runs: Runs with `weight_decay`, `weight_decay_from` (null for an absolute one, or the name
+            of the experiment that c was measured by) and `budget_epochs`.
+        time_constants: c of each experiment, in epochs.
+        schedule: The runs' schedule.
+
+    Returns:
+        (runs,) absolute weight decays.
+
+    Reference:
+        L2 paper, section 3; catalogue item 1.6.
+    """
+    until_decay = schedule.boundaries[0] if schedule.boundaries else 1.0
+    decays = [
+        run["weight_decay"]
+        if run["weight_decay_from"] is None
+        else run["weight_decay"]
+        * time_constants[run["weight_decay_from"]]
+        / (run["budget_epochs"] * until_decay)
+        for run in runs
+    ]
+    return np.asarray(decays, dtype=np.float64)
+
+
 def _frozen_kind(run: Mapping[str, Any]) -> str | None:
     if run["centered"]:
         return "centered"
@@ -288,6 +334,7 @@ class _Trainer:
         part: _Part,
         dataset: Dataset,
         critical: Mapping[str, float],
+        time_constants: Mapping[str, float],
         execution: Execution,
         interruption: Interruption,
     ) -> None:
@@ -309,6 +356,10 @@ class _Trainer:
         self.dtype = np.dtype(parameter_dtype(self.shared["precision"]))
         self.augmentation = read_augmentation(settings.get("augmentation"))
         self.rate_schedule = read_rate_schedule(settings.get("schedule"))
+        decays = resolve_weight_decays(runs, time_constants, self.rate_schedule)
+        is_relative = self.table["weight_decay_from"].notna()
+        self.table["relative_weight_decay"] = self.table["weight_decay"].where(is_relative)
+        self.table["weight_decay"] = decays
         self.batch_size = dataset.batch_size(self.shared["batch_size"])
         self.full_batch = dataset.is_full_batch(self.batch_size)
         if dataset.stream is not None and "epochs" in settings["stopping"]:
@@ -316,16 +367,17 @@ class _Trainer:
                 f"stopping.epochs: the dataset {dataset.name!r} has no end; allowed: num_steps, "
                 "physical_time, decay_time"
             )
+        self.steps_per_epoch = dataset.num_train // self.batch_size
         self.num_steps = np.array(
             [
                 planned_steps(
-                    settings["stopping"],
+                    stopping_of_run(settings["stopping"], run["budget_epochs"]),
                     rate,
-                    run["weight_decay"],
-                    dataset.num_train // self.batch_size,
+                    decay,
+                    self.steps_per_epoch,
                     self.rate_schedule,
                 )
-                for run, rate in zip(runs, self.rates, strict=True)
+                for run, rate, decay in zip(runs, self.rates, decays, strict=True)
             ]
         )
         self.last_step = int(self.num_steps.max())
@@ -741,6 +793,17 @@ class _Trainer:
             )
             batch = self.test_samples(options["num_samples"])
             found.append(Measurement(options, measure, {"batch": batch}))
+        if "kernel_modes" in asked:
+            options = asked["kernel_modes"]
+            modes = self.dataset.evaluation_set("train", options["num_samples"], self.dtype)
+            measure = measurements.kernel_modes(self.network, bool(self.shared.get("batch_norm")))
+            found.append(Measurement(options, measure, {"batch": self.samples(*modes)}))
+        if "homogeneity" in asked:
+            options = asked["homogeneity"]
+            batch = self.test_samples(options["num_samples"])
+            found.append(
+                Measurement(options, measurements.homogeneity(self.network), {"batch": batch})
+            )
         if "weight_movement" in asked:
             measure = measurements.movement(self.network)
             found.append(Measurement(asked["weight_movement"], measure, {}))
@@ -853,6 +916,7 @@ class _Trainer:
         table["relative_learning_rate"] = table["learning_rate"] / table["critical_learning_rate"]
         table["status"] = [STATUS_NAMES[code] for code in status]
         table["steps"] = steps.astype(np.int64)
+        table["steps_per_epoch"] = self.steps_per_epoch
         table["lowering"] = self.describe_lowering()
         # Losses of small batches scatter; only where the batch is all the data do they compare
         # with the loss that the run started from.

@@ -5,7 +5,7 @@ the same answer everywhere.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from sgdphases.datasets.image_folder import class_folders
 from sgdphases.diffusion.definition import resolve_definition
 from sgdphases.errors import InputError
 from sgdphases.fingerprint import dictionary_keys, stage_fingerprint, stage_modules
+from sgdphases.grid import LEARNING_RATE_UNIT
 from sgdphases.planning import Record, Shard, plan_shards, read_notes, sort_key
 from sgdphases.sections import check_data
 from sgdphases.validation import read_yaml, suggest
@@ -89,6 +90,15 @@ class ExperimentPlan:
         finished = read_notes(self.folder / f"{stage}_shards", version)
         return {shard.name: shard for shard in plan_shards(groups, finished, size, version)}
 
+    @property
+    def has_prediction(self) -> bool:
+        """Whether the experiment predicts weight decays from its time to peak."""
+        return self.spec.get("prediction") is not None
+
+    def predictions_of(self, shard: str) -> list[str]:
+        """The experiments whose predictions a training shard's weight decays are relative to."""
+        return prediction_sources(self.training_shards[shard].items.values())
+
     def network_ids(self, shard: str) -> list[str]:
         """The network of each run of a training shard; empty names without a curvature stage."""
         runs = self.training_shards[shard].items.values()
@@ -100,6 +110,11 @@ class ExperimentPlan:
             return []
         needed = set(self.network_ids(shard))
         return [other.name for other in self.curvature_shards.values() if needed & set(other.items)]
+
+
+def prediction_sources(runs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The experiments that the weight decays of some runs are relative to, sorted."""
+    return sorted({run["weight_decay_from"] for run in runs} - {None})
 
 
 @dataclass
@@ -128,16 +143,24 @@ def make_plan(raw_config: Mapping[str, Any]) -> Plan:
     """
     config = read_config(raw_config)
     datasets = {path.stem: path for path in sorted(DATASETS_FOLDER.glob("*.yaml"))}
-    experiments = {}
+    experiments: dict[str, ExperimentPlan] = {}
     figures: dict[str, str] = {}
     known_figures = drawable_figures()
-    for name, path in find_experiments(EXPERIMENTS_FOLDER, config.experiments).items():
+    pending = find_experiments(EXPERIMENTS_FOLDER, config.experiments)
+    while pending:
+        name = min(pending)
+        path = pending.pop(name)
         spec = load_experiment(path, config.scale, config.data, datasets)
         folder = Path(config.results_dir) / "experiments" / name
         experiments[name] = plan = ExperimentPlan(spec, folder)
         if spec["dataset"] is not None:
             facts = facts_of_definition(known_definition(spec["dataset"]["name"]))
             check_data(spec, plan.runs.values(), facts, str(path))
+        pending |= _sources_to_load(experiments, name, path)
+    experiments = dict(sorted(experiments.items()))
+    for name, plan in experiments.items():
+        spec, path = plan.spec, EXPERIMENTS_FOLDER / f"{name}.yaml"
+        _check_sources(experiments, name, path)
         for figure in spec["figures"]:
             key = f"{spec['paper']}/{figure}"
             if key not in known_figures:
@@ -169,6 +192,50 @@ def make_plan(raw_config: Mapping[str, Any]) -> Plan:
                     f"file or folder of images, relative to {Path.cwd()}"
                 )
     return Plan(config, experiments, figures)
+
+
+def _sources_to_load(
+    experiments: Mapping[str, ExperimentPlan], name: str, path: Path
+) -> dict[str, Path]:
+    """Experiments that `name` takes its weight decays from and that nobody has asked for yet."""
+    plan = experiments[name]
+    if plan.spec["kind"] == "theory":
+        return {}
+    found = {}
+    for source in prediction_sources(plan.runs.values()):
+        known = find_experiments(EXPERIMENTS_FOLDER, "all")
+        if source not in known:
+            raise InputError(
+                f"{path}: weight_decay_from: {source!r} is no known experiment; allowed: "
+                f"{suggest(source, known)}"
+            )
+        if source not in experiments:
+            found[source] = known[source]
+    return found
+
+
+def _check_sources(experiments: Mapping[str, ExperimentPlan], name: str, path: Path) -> None:
+    """Refuse weight decays from an experiment that predicts none, or none at the run's rate."""
+    plan = experiments[name]
+    if plan.spec["kind"] == "theory":
+        return
+    for run in plan.runs.values():
+        source = run["weight_decay_from"]
+        if source is None:
+            continue
+        if not experiments[source].has_prediction:
+            predicting = [other for other, plan in experiments.items() if plan.has_prediction]
+            raise InputError(
+                f"{path}: weight_decay_from: {source!r} has no section prediction; allowed: "
+                f"{suggest(source, predicting) or 'an experiment that has one'}"
+            )
+        measured = next(iter(experiments[source].runs.values()))
+        for key in ("learning_rate", LEARNING_RATE_UNIT, "momentum"):
+            if run[key] != measured[key]:
+                raise InputError(
+                    f"{path}: {key}: {run[key]!r} differs from that of {source}, where the time to "
+                    f"peak is measured; allowed: {measured[key]!r}"
+                )
 
 
 def known_definition(name: str) -> dict[str, Any]:

@@ -8,6 +8,10 @@ rule training_shard:
             f"{plan_of(wildcards).folder}/curvature_shards/{shard}/curvature.parquet"
             for shard in plan_of(wildcards).curvature_shards_of(wildcards.shard)
         ],
+        predictions=lambda wildcards: [
+            f"{RESULTS}/experiments/{name}/prediction.json"
+            for name in plan_of(wildcards).predictions_of(wildcards.shard)
+        ],
     output:
         runs=f"{EXPERIMENT}/training_shards/{{shard}}/runs.parquet",
         history=f"{EXPERIMENT}/training_shards/{{shard}}/history.parquet",

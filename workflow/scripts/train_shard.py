@@ -1,6 +1,7 @@
 """Train the runs of one shard.
 
-Inputs: the dataset's manifest, the curvature shards that hold the runs' networks.
+Inputs: the dataset's manifest, the curvature shards that hold the runs' networks, the predictions
+that their weight decays are relative to.
 Outputs: runs.parquet and history.parquet, and the shard's note beside them.
 Scratch: checkpoints, deleted once the outputs are there.
 """
@@ -23,6 +24,7 @@ def main() -> None:
     from sgdphases.datasets import load, verify
     from sgdphases.models import parameter_dtype
     from sgdphases.planning import write_note
+    from sgdphases.prediction import read_time_constants
     from sgdphases.storage import read_parquet, write_parquet
     from sgdphases.training import Execution, train_shard
 
@@ -50,6 +52,7 @@ def main() -> None:
             jobs=max(1, (os.cpu_count() or 1) // snakemake.threads),
             version=snakemake.params.fingerprint,
         ),
+        read_time_constants([Path(path) for path in snakemake.input.predictions]),
     )
     write_parquet(shard.history, Path(snakemake.output.history))
     write_parquet(shard.runs, Path(snakemake.output.runs))

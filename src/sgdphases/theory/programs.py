@@ -14,12 +14,14 @@ from sgdphases.phases import classify_phase
 from sgdphases.portraits import PortraitRules
 from sgdphases.schedule import planned_steps
 from sgdphases.theory import (
+    decay_models,
     heavy_ball,
     linear_model,
     toy_edges,
     toy_one_parameter,
     toy_two_parameter,
     warmup,
+    wide_network,
 )
 from sgdphases.theory.simulation import Program, select, simulate
 from sgdphases.theory.toy_simulation import ToyModel, ToyProgram, simulate_toy
@@ -38,6 +40,10 @@ PROGRAMS: dict[str, Program | ToyModel] = {
     "toy_two_parameter": toy_two_parameter.TWO_PARAMETER,
     "toy_two_parameter_edge": toy_edges.edge_model(toy_two_parameter.TWO_PARAMETER),
     "toy_two_parameter_updates": toy_two_parameter.UPDATES,
+    "wide_mode": wide_network.MODE,
+    "wide_spectrum": wide_network.SPECTRUM,
+    "deep_linear": decay_models.DEEP_LINEAR,
+    "ridge": decay_models.RIDGE,
 }
 
 # Numbers held at a time by the weights of one group: 2^24 float64 are 128 MiB.

@@ -1,0 +1,133 @@
+"""The command line, for those who want a number and no grid.
+
+`sgdphases predict-l2 --experiment l2/estimate --budget-epochs 100 1000` trains what the experiment
+asks for, unless that has been done, and prints the weight decay for each budget.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sgdphases.config import find_experiments, read_config
+from sgdphases.errors import InputError
+from sgdphases.prediction import (
+    describe_prediction,
+    predicted_weight_decay,
+    read_prediction,
+    with_budgets,
+)
+from sgdphases.scripting import EXIT_BAD_INPUT
+from sgdphases.validation import read_yaml, suggest
+from sgdphases.workflow import EXPERIMENTS_FOLDER
+
+_CONFIG_FILE = Path("config/config.yaml")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: Words after the program's name; None for those it was called with.
+
+    Returns:
+        The exit code: 0, 2 on bad input, that of Snakemake where it failed.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sgdphases", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True, metavar="command")
+    predict = commands.add_parser(
+        "predict-l2",
+        help="predict the weight decay for a budget of training",
+        description="Predict the weight decay for a budget of training from one cheap run: "
+        "c = time to peak x weight decay, prediction = c / budget.",
+    )
+    predict.add_argument(
+        "--experiment", required=True, help="<paper>/<experiment> with a section prediction"
+    )
+    predict.add_argument(
+        "--budget-epochs",
+        type=float,
+        nargs="+",
+        required=True,
+        metavar="EPOCHS",
+        help="epochs of training that there is time for",
+    )
+    predict.add_argument(
+        "--first-decay",
+        type=float,
+        metavar="FRACTION",
+        help="fraction of the budget after which the learning rate first falls",
+    )
+    predict.add_argument(
+        "--config",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="the workflow's configuration, as in snakemake --config",
+    )
+    predict.add_argument("--cores", default="all", help="cores to use (default: all)")
+    predict.set_defaults(run=predict_l2)
+    return parser
+
+
+def predict_l2(options: argparse.Namespace) -> int:
+    """Measure c with the workflow, and print the weight decay for each budget.
+
+    Args:
+        options: `experiment`, `budget_epochs`, `first_decay`, `config`, `cores`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        InputError: The experiment is unknown or predicts nothing, or a budget is not allowed.
+    """
+    # Before anything is trained.
+    for budget in options.budget_epochs:
+        predicted_weight_decay(1.0, budget, options.first_decay)
+    known = find_experiments(EXPERIMENTS_FOLDER, "all")
+    if options.experiment not in known:
+        raise InputError(
+            f"--experiment: {options.experiment!r} is no experiment; allowed: "
+            f"{suggest(options.experiment, known)}"
+        )
+    if "prediction" not in read_yaml(known[options.experiment]):
+        raise InputError(
+            f"{known[options.experiment]}: has no section prediction; allowed: for example "
+            "prediction: {budget_epochs: [100]}"
+        )
+    results = read_config(_configuration(options.config)).results_dir
+    file = Path(results) / "experiments" / options.experiment / "prediction.json"
+    command = [sys.executable, "-m", "snakemake", "--cores", options.cores, "--quiet", "rules"]
+    command += [str(file)] + (["--config", *options.config] if options.config else [])
+    # What it prints are messages about the work, not the answer.
+    status = subprocess.run(command, stdout=sys.stderr, check=False).returncode
+    if status:
+        return status
+    prediction = with_budgets(read_prediction(file), options.budget_epochs, options.first_decay)
+    print(describe_prediction(prediction))
+    return 0
+
+
+def _configuration(given: Sequence[str]) -> dict[str, Any]:
+    """The workflow's configuration: the file's, and over it what was given."""
+    configuration = read_yaml(_CONFIG_FILE)
+    for pair in given:
+        key, separator, value = pair.partition("=")
+        if not separator:
+            raise InputError(f"--config: {pair!r} is not allowed; allowed: KEY=VALUE")
+        configuration[key] = yaml.safe_load(value)
+    return configuration
