@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sgdphases.claims import catapult, catapult_theory, richness_theory
+from sgdphases.claims import catapult, catapult_theory, l2, l2_theory, richness_theory
 from sgdphases.claims.types import ClaimMeasure
 from sgdphases.storage import write_text
 from sgdphases.tables import ExperimentTables
@@ -18,6 +18,8 @@ MEASURES: dict[str, ClaimMeasure] = {
     **catapult_theory.MEASURES,
     **catapult.MEASURES,
     **richness_theory.MEASURES,
+    **l2_theory.MEASURES,
+    **l2.MEASURES,
 }
 
 _NUMBERS = ("low", "high", "measured", "ci_low", "ci_high")
@@ -69,11 +71,15 @@ def _score(
     known = {**empty, "low": measure.low, "high": measure.high, "experiment": experiment}
     found = tables.get(experiment)
     if found is None:
-        return {**known, "verdict": NOT_RUN, "detail": "the experiment was not selected"}
+        detail = f"the experiment was not selected: {command_for(experiment, measure)}"
+        return {**known, "verdict": NOT_RUN, "detail": detail}
     dataset = (found.spec.get("dataset") or {}).get("name")
     known |= {"scale": found.spec["scale"], "dataset": dataset}
-    if measure.dataset is not None and dataset != measure.dataset:
-        return {**known, "verdict": NOT_RUN, "detail": f"a claim about {measure.dataset} alone"}
+    if measure.dataset not in (None, dataset) or measure.scale not in (None, found.spec["scale"]):
+        subject = [measure.dataset, measure.scale and f"scale {measure.scale}"]
+        about = " at ".join(part for part in subject if part)
+        detail = f"a claim about {about} alone: {command_for(experiment, measure)}"
+        return {**known, "verdict": NOT_RUN, "detail": detail}
     try:
         measurement = measure.measure(found)
     except ValueError as error:
@@ -86,6 +92,13 @@ def _score(
         "verdict": verdict_of(measurement.value, measure.low, measure.high),
         "detail": measurement.detail,
     }
+
+
+def command_for(experiment: str, measure: ClaimMeasure) -> str:
+    """The command that scores a claim on the data and at the scale it is about."""
+    scale = f" scale={measure.scale}" if measure.scale else ""
+    data = " data=published" if measure.dataset else ""
+    return f"snakemake -c2 results/claims.md --config 'experiments=[\"{experiment}\"]'{scale}{data}"
 
 
 def write_scorecard(claims: pd.DataFrame, markdown: Path, page: Path) -> None:

@@ -27,6 +27,7 @@ class ClaimMeasure:
         measure: From the experiment's tables to the measured value; raises ValueError where the
             tables lack what is needed.
         dataset: The only dataset the claim is about, or None where it holds for any.
+        scale: The only scale at which the claim is about what is trained, or None for any.
     """
 
     experiment: str
@@ -34,3 +35,4 @@ class ClaimMeasure:
     high: float | None
     measure: Callable[[ExperimentTables], Measurement]
     dataset: str | None = None
+    scale: str | None = None

@@ -6,14 +6,20 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sgdphases.figures import catapult, catapult_theory, richness_theory
+from sgdphases.figures import catapult, catapult_theory, l2, l2_theory, richness_theory
 from sgdphases.figures.saving import save_figure
 from sgdphases.figures.style import apply_style
 from sgdphases.tables import ExperimentTables
 
 Plot = Callable[[ExperimentTables], tuple[Figure, pd.DataFrame]]
 
-PLOTS: dict[str, Plot] = {**catapult.PLOTS, **catapult_theory.PLOTS, **richness_theory.PLOTS}
+PLOTS: dict[str, Plot] = {
+    **catapult.PLOTS,
+    **catapult_theory.PLOTS,
+    **l2.PLOTS,
+    **l2_theory.PLOTS,
+    **richness_theory.PLOTS,
+}
 
 
 def draw_figure(
