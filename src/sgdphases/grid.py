@@ -151,8 +151,11 @@ def refuse_duplicates(
 def swept_names(grid: dict[str, Any] | list[Any]) -> list[str]:
     """The hyperparameters that a grid, as read, gives values for."""
     parts = [grid] if isinstance(grid, dict) else grid
-    names = [key for part in parts for key in part if key != "points"]
-    names += [key for part in parts for point in part.get("points", []) for key in point]
+    settings = [*parts, *(point for part in parts for point in part.get("points", []))]
+    names = [key for setting in settings for key in setting if key != "points"]
+    decays = [setting.get("weight_decay") for setting in settings]
+    if any(isinstance(decay, dict) and "from" in decay for decay in decays):
+        names += ["weight_decay_from", "budget_epochs"]
     return list(dict.fromkeys(names))
 
 
