@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from numpy.typing import ArrayLike
 
 from sgdphases.figures.style import (
@@ -272,6 +273,15 @@ def _name_of(factor: float) -> str:
     return "c/T" if factor == 1 else f"{factor:g}c/T"
 
 
+def _mark_budgets(axis: Axes, budgets: ArrayLike) -> None:
+    """Name some of the budgets on a logarithmic axis, and nothing between them."""
+    chosen = evenly_chosen(budgets, 4)
+    axis.set_xscale("log")
+    axis.set_xticks(chosen, [f"{budget:g}" for budget in chosen])
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_xlabel("budget T in epochs")
+
+
 def _prediction_panel(axis: Axes, compared: pd.DataFrame) -> None:
     """Accuracy within each budget, at the tuned and at the predicted weight decay."""
     factor = float(compared["factor"].iloc[0])
@@ -290,7 +300,8 @@ def _prediction_panel(axis: Axes, compared: pd.DataFrame) -> None:
         linestyle=_DASHED,
         label=f"λ = {_name_of(factor)}",
     )
-    axis.set(xlabel="budget T in epochs", ylabel="best test accuracy", xscale="log")
+    axis.set_ylabel("best test accuracy")
+    _mark_budgets(axis, compared["budget_epochs"])
     axis.legend(loc="lower right")
 
 
@@ -310,7 +321,8 @@ def _tuned_panel(axis: Axes, compared: pd.DataFrame) -> None:
         label=_name_of(float(compared["factor"].iloc[0])),
     )
     axis.errorbar(budgets, tuned, yerr=bars, color=LINE_COLOR, fmt="o", capsize=3, label="tuned λ")
-    axis.set(xlabel="budget T in epochs", ylabel=DECAY_LABEL, xscale="log", yscale="log")
+    axis.set(ylabel=DECAY_LABEL, yscale="log")
+    _mark_budgets(axis, budgets)
     axis.legend(loc="lower left")
 
 
@@ -449,7 +461,7 @@ def plot_auto_l2(tables: ExperimentTables) -> tuple[Figure, pd.DataFrame]:
     history, falls = _auto_curves(tables)
     figure, (axis,) = panels(1, height=3.0)
     _auto_panel(axis, history, falls, "test_accuracy", [best_constant(tables.runs)])
-    axis.legend(title="λ", loc="lower right")
+    axis.legend(title="λ", loc="best")
     return figure, _auto_numbers(history)
 
 
@@ -462,7 +474,7 @@ def plot_auto_l2_constants(tables: ExperimentTables) -> tuple[Figure, pd.DataFra
         _auto_panel(axis, history, falls, column, constants)
         name_panel(axis, letter)
     axes[1].set_yscale("log")
-    axes[0].legend(title="λ", loc="lower right")
+    axes[0].legend(title="λ", loc="best")
     return figure, _auto_numbers(history)
 
 
@@ -475,7 +487,7 @@ def plot_auto_l2_cnn(tables: ExperimentTables) -> tuple[Figure, pd.DataFrame]:
         selected = _selected(tables, norm)
         history, falls = _auto_curves(selected)
         _auto_panel(axis, history, falls, "test_accuracy", [best_constant(selected.runs)])
-        axis.legend(title="λ", loc="lower right")
+        axis.legend(title="λ", loc="best")
         name_panel(axis, letter, f"{'with' if norm else 'without'} batch norm")
         parts.append(_auto_numbers(history).assign(batch_norm=norm))
     return figure, pd.concat(parts, ignore_index=True)
