@@ -102,7 +102,7 @@ def least_loss_slope(tables: ExperimentTables) -> Measurement:
     if len(times) < 3:
         raise ValueError("fewer than three weight decays")
     exponent, _ = fit_exponent(
-        np.asarray(times.index, dtype=np.float64), times.to_numpy(np.float64)
+        np.asarray(times.index, dtype=np.float64), np.asarray(times, dtype=np.float64)
     )
     products = ", ".join(f"{value:.3f}" for value in times * times.index)
     return Measurement(exponent, detail=f"t·λ = {products}")
