@@ -336,6 +336,11 @@ CASES = {
         "stopping.epochs",
         "num_steps",
     ),
+    "folder-braces": definition(
+        "source: folder\npath: own\n",
+        "own.yaml: path: 'own/train/{a}' is not allowed",
+        files={f"own/{split}/{{a}}/0.png": "" for split in ("train", "test")},
+    ),
     # --- data: only the job that prepares them can tell ---
     "npz-truncated": own_data(truncated_npz, "truncated"),
     "npz-no-zip": own_data(lambda path: path.write_text("x,y\n1,2\n"), "not an .npz file"),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
+import yaml
 from PIL import Image
 
 from dataset_layouts import (
@@ -29,6 +30,7 @@ from dataset_layouts import (
 )
 from sgdphases.datasets import cifar5m, load, prepare
 from sgdphases.errors import InputError
+from sgdphases.workflow import dataset_files
 
 
 @pytest.fixture(autouse=True)
@@ -410,6 +412,63 @@ def test_unreadable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(InputError, match="train/cat: Permission denied"):
         prepare("mine", {"source": "folder", "path": str(path)}, tmp_path / "mine", None)
     assert not (tmp_path / "mine").exists()
+
+
+def test_class_whose_name_is_no_text(tmp_path: Path) -> None:
+    path = write_files(tmp_path / "images", own_images())
+    (path / "train" / "cat").rename(path / "train" / os.fsdecode(b"caf\xe9"))
+    definition = {"source": "folder", "path": str(path)}
+    assert_refused(tmp_path, definition, None, ["train: class folder 'caf\\udce9'", "UTF-8"])
+
+
+# --- what the workflow finds before any job ------------------------------------------------------
+
+
+def files_of_mine(folder: Path, definition: dict[str, Any]) -> list[str]:
+    """What the workflow takes for the files of the dataset "mine", defined in a folder."""
+    write_files(folder, {"config/datasets/mine.yaml": yaml.safe_dump(definition).encode()})
+    return dataset_files("mine")
+
+
+def test_files_of_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_files(tmp_path / "images", own_images())
+    split = files_of_mine(tmp_path, {"source": "folder", "path": "images"})
+    assert split == [
+        f"images/{part}/{name}" for part in ("train", "test") for name in ("cat", "dog")
+    ]
+    # A class may be called train.
+    to_be_split = {"source": "folder", "path": "images", "test_fraction": 0.5}
+    assert files_of_mine(tmp_path, to_be_split) == ["images/test", "images/train"]
+
+
+@pytest.mark.parametrize(
+    ("definition", "says"),
+    [
+        ({"source": "npz", "path": "absent.npz"}, "path: 'absent.npz': no such file"),
+        ({"source": "npz", "path": "locked/mine.npz"}, "path: locked/mine.npz: Permission denied"),
+        ({"source": "folder", "path": "locked"}, "path: locked/train: Permission denied"),
+        ({"source": "npz", "path": "{a}.npz"}, "path: '{a}.npz' is not allowed"),
+    ],
+)
+def test_files_that_a_workflow_cannot_take(
+    definition: dict[str, Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_files(tmp_path, {"{a}.npz": b"", "locked/mine.npz": b""})
+    look = os.stat
+
+    def refuse(path: Any, **options: Any) -> os.stat_result:
+        # No folder is locked for a superuser.
+        if str(path).startswith("locked/"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(InputError) as caught:
+        files_of_mine(tmp_path, definition)
+    assert says in str(caught.value)
+    assert "config/datasets/mine.yaml" in str(caught.value)
 
 
 # --- the disk --------------------------------------------------------------------------------

@@ -182,15 +182,9 @@ def make_plan(raw_config: Mapping[str, Any]) -> Plan:
             raise InputError(
                 f"{datasets[name]}: not the name of a dataset; allowed: letters, digits, _ and -"
             )
-        definition = known_definition(name)
-        if definition["source"] == "diffusion":
+        if known_definition(name)["source"] == "diffusion":
             generated_definition(name, config)
-        for file in dataset_files(definition):
-            if not Path(file).exists():
-                raise InputError(
-                    f"{datasets[name]}: path: {file!r}: no such file; allowed: an existing .npz "
-                    f"file or folder of images, relative to {Path.cwd()}"
-                )
+        dataset_files(name)
     return Plan(config, experiments, figures)
 
 
@@ -267,14 +261,39 @@ def _source_of(path: Path) -> str:
         return ""
 
 
-def dataset_files(definition: Mapping[str, Any]) -> list[str]:
-    """The user's own files that a dataset is made from; of images, the folders they lie in."""
+def dataset_files(name: str) -> list[str]:
+    """The user's own files that a dataset is made from; of images, the folders they lie in.
+
+    Args:
+        name: The dataset's name.
+
+    Returns:
+        Their paths.
+
+    Raises:
+        InputError: One is not there, cannot be read, or has a name that Snakemake does not take.
+    """
+    definition = known_definition(name)
     if "path" not in definition:
         return []
-    path = Path(definition["path"]).expanduser()
-    if definition["source"] == "folder":
-        return [str(folder) for folder in class_folders(path)] or [str(path)]
-    return [str(path)]
+    where, path = f"{DATASETS_FOLDER / name}.yaml: path", Path(definition["path"]).expanduser()
+    try:
+        is_folder = definition["source"] == "folder"
+        files = class_folders(path, "test_fraction" in definition) if is_folder else []
+        files = files or [path]
+        missing = [file for file in files if not file.exists()]
+    except OSError as error:
+        raise InputError(f"{where}: {error.filename}: {error.strerror}") from error
+    if missing:
+        raise InputError(
+            f"{where}: {str(missing[0])!r}: no such file; allowed: an existing .npz file or folder "
+            f"of images, relative to {Path.cwd()}"
+        )
+    for file in map(str, files):
+        # Snakemake takes them for a wildcard.
+        if set("{}") & set(file):
+            raise InputError(f"{where}: {file!r} is not allowed; allowed: names without {{ and }}")
+    return [str(file) for file in files]
 
 
 def preparation_threads(definition: Mapping[str, Any]) -> int:

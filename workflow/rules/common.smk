@@ -51,6 +51,11 @@ def dataset_definition(wildcards):
         return known_definition(wildcards.dataset)
 
 
+def dataset_sources(wildcards):
+    with ending_on_bad_input():
+        return dataset_files(wildcards.dataset)
+
+
 def dataset_manifest(wildcards):
     """The manifest stands for the dataset: it is written last."""
     name = plan_of(wildcards).spec["dataset"]["name"]

@@ -3,7 +3,7 @@
 
 rule dataset:
     input:
-        lambda wildcards: dataset_files(dataset_definition(wildcards)),
+        dataset_sources,
     output:
         train_inputs=f"{RESULTS}/datasets/{{dataset}}/train_inputs.npy",
         train_targets=f"{RESULTS}/datasets/{{dataset}}/train_targets.npy",

@@ -90,9 +90,20 @@ def read_image_folder(
     )
 
 
-def class_folders(path: Path) -> list[Path]:
-    """The folders of classes below a folder: a new, lost or renamed image changes one of them."""
-    parents = [path / split for split in SPLITS if (path / split).is_dir()] or [path]
+def class_folders(path: Path, is_to_be_split: bool) -> list[Path]:
+    """The folders of classes below a folder: a new, lost or renamed image changes one of them.
+
+    Args:
+        path: The folder.
+        is_to_be_split: Whether it holds the classes themselves, and no folders train and test.
+
+    Returns:
+        Those that there are.
+
+    Raises:
+        InputError: The name of a class cannot be written.
+    """
+    parents = [path] if is_to_be_split else [path / split for split in SPLITS]
     return [folder for parent in parents for folder in _subfolders(parent)]
 
 
@@ -154,7 +165,15 @@ def _find_classes(path: Path) -> dict[str, list[Path]]:
 def _subfolders(path: Path) -> list[Path]:
     if not path.is_dir():
         return []
-    return sorted(e for e in path.iterdir() if e.is_dir() and not e.name.startswith("."))
+    folders = sorted(e for e in path.iterdir() if e.is_dir() and not e.name.startswith("."))
+    for folder in folders:
+        try:
+            folder.name.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{path}: class folder {folder.name!a} is not allowed; allowed: names in UTF-8"
+            ) from error
+    return folders
 
 
 def _common_format(
