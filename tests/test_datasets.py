@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -546,6 +547,19 @@ def corrupted(path: Path) -> None:
     path.write_bytes(content)
 
 
+def corrupted_lzma(path: Path) -> None:
+    """As other programs may compress."""
+    write_npz(path, good_arrays())
+    with zipfile.ZipFile(path) as archive:
+        arrays = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        for name, content in arrays.items():
+            archive.writestr(name, content)
+    content = bytearray(path.read_bytes())
+    content[60:80] = bytes(20)
+    path.write_bytes(content)
+
+
 def as_npy(path: Path) -> None:
     with path.open("wb") as file:
         np.save(file, np.zeros(3))
@@ -565,10 +579,15 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "pickle": (as_pickle, ["not an .npz file"]),
     "truncated": (truncated, ["truncated"]),
     "flipped bits": (corrupted, ["x_train", "damaged"]),
+    "damaged LZMA": (corrupted_lzma, ["x_train", "damaged"]),
     "missing keys": (changed(x_test=None, y_test=None), ["missing x_test, y_test"]),
     "objects": (changed(y_train=np.array([0, {}] * 3, dtype=object)), ["y_train", "objects"]),
     "text inputs": (changed(x_train=np.full((6, 4), "a")), ["x_train", "<U1"]),
     "complex inputs": (changed(x_train=np.ones((6, 4), complex)), ["x_train", "complex128"]),
+    "128-bit inputs": (
+        changed(x_train=np.ones((6, 4), np.longdouble)),
+        ["x_train", str(np.dtype(np.longdouble)), "64 bits"],
+    ),
     "text labels": (changed(y_train=np.array(["a"] * 6)), ["y_train", "<U1"]),
     "bool labels": (changed(y_train=np.ones(6, bool)), ["y_train", "bool"]),
     "unequal train": (changed(y_train=np.arange(5) % 3), ["x_train has 6", "y_train has 5"]),

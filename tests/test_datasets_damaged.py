@@ -141,6 +141,7 @@ PART_FAULTS: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "flipped bits": (flipped("part3.npz", 3000), ["part3.npz", "X is damaged", "CRC"]),
     "too short": (spoil_length, ["part3.npz", "X is damaged", "sample 4"]),
     "label 200": (part_with(Y=[1, 2, 200, 3, 4]), ["part3.npz", "Y[2]", "label 200", "0 to 9"]),
+    "label of 64 bits": (part_with(Y=LABELS + 2**32), ["part3.npz", "Y[0]", "0 to 9"]),
     "swapped keys": (swap_keys, ["part3.npz", "X holds int64", "(5,)", "uint8"]),
     "other keys": (part_with(X=None, x=IMAGES), ["part3.npz", "missing X", "found: Y, x"]),
     "floating pixels": (part_with(X=IMAGES / 255), ["part3.npz", "X holds float64", "uint8"]),

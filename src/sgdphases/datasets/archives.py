@@ -4,6 +4,7 @@ Members are read where they lie, and none is unpacked: no name or link in an arc
 file elsewhere. An archive that tries to is refused all the same, as it is not what it should be.
 """
 
+import lzma
 import stat
 import tarfile
 import zipfile
@@ -15,7 +16,14 @@ from pathlib import Path, PurePosixPath
 from sgdphases.errors import InputError
 
 # What reading a damaged or encrypted archive raises, OSError apart.
-DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError)
+DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    RuntimeError,
+)
 
 
 @contextmanager

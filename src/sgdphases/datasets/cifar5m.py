@@ -149,13 +149,14 @@ def _append_part(
     first = inputs.num_samples
     with open_npz(path, ("X", "Y")) as members:
         _check_headers(members, path)
-        labels = members["Y"].read().astype(np.int32)
+        labels = members["Y"].read()
         outside = np.flatnonzero((labels < 0) | (labels >= len(CLASS_NAMES)))
         if outside.size:
             raise InputError(
                 f"{path}: Y[{outside[0]}] is label {labels[outside[0]]}; allowed: 0 to "
                 f"{len(CLASS_NAMES) - 1}"
             )
+        labels = labels.astype(np.int32)
         total = members["X"].num_bytes
         progress = Progress(f"{path.name}: reading", total, "bytes")
         for block in members["X"].blocks():

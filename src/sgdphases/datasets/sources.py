@@ -21,6 +21,7 @@ DIGITS_SEED = 0
 DIGITS_NUM_TEST = 360
 DIGITS_SCALE = 1 / 16
 
+_MOST_VALUE_BYTES = 8
 NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -223,9 +224,10 @@ def _check_headers(members: Mapping[str, Member], path: Path) -> None:
     """Check what the arrays say of themselves before any of them is read."""
     for key in ("x_train", "x_test"):
         member = members[key]
-        if member.dtype.kind not in "iuf":
+        if member.dtype.kind not in "iuf" or member.dtype.itemsize > _MOST_VALUE_BYTES:
             raise InputError(
-                f"{path}: {key} holds {member.dtype} values; allowed: integers or floating numbers"
+                f"{path}: {key} holds {member.dtype} values; allowed: integers or floating numbers "
+                f"of at most 64 bits"
             )
         if len(member.shape) < 2:
             raise InputError(
