@@ -379,6 +379,9 @@ def test_cifar100_takes_the_fine_labels(
         np.testing.assert_array_equal(np.concatenate([part[i] for part in parts]), whole[i])
     absent = definition | {"test_split": "validation"}
     assert_refused(tmp_path, absent, tmp_path, ["'validation'", "only test, train", "test_split"])
+    for empty in ("test[:0]", "test[40:30]", "test[60:]"):
+        cut = definition | {"test_split": empty}
+        assert_refused(tmp_path / empty, cut, tmp_path, [repr(empty), "of its 50"])
 
 
 def test_imdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -305,6 +305,18 @@ def _check_split(builder: Any, split: str) -> None:
             f"{', '.join(sorted(builder.info.splits))}; give train_split and test_split in the "
             f"dataset definition, such as train[:80%] and train[80%:]"
         )
+    # tensorflow-datasets refuses a slice that begins beyond the split's end; one that ends before
+    # it begins has less than no samples.
+    try:
+        number = builder.info.splits[split].num_examples
+    except (AssertionError, ValueError):
+        number = 0
+    if number < 1:
+        whole = builder.info.splits[split.partition("[")[0]].num_examples
+        raise InputError(
+            f"dataset {builder.info.full_name}: split {split!r} has no samples; allowed: slices of "
+            f"its {whole}"
+        )
 
 
 def _batches(
