@@ -422,6 +422,14 @@ def test_class_whose_name_is_no_text(tmp_path: Path) -> None:
     assert_refused(tmp_path, definition, None, ["train: class folder 'caf\\udce9'", "UTF-8"])
 
 
+def test_class_that_is_a_link_to_nowhere(tmp_path: Path) -> None:
+    path = write_files(tmp_path / "images", own_images())
+    for split in ("train", "test"):
+        (path / split / "owl").symlink_to(tmp_path / "absent")
+    definition = {"source": "folder", "path": str(path)}
+    assert_refused(tmp_path, definition, None, ["train/owl: a link that leads nowhere"])
+
+
 # --- what the workflow finds before any job ------------------------------------------------------
 
 

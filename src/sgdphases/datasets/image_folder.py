@@ -165,7 +165,12 @@ def _find_classes(path: Path) -> dict[str, list[Path]]:
 def _subfolders(path: Path) -> list[Path]:
     if not path.is_dir():
         return []
-    folders = sorted(e for e in path.iterdir() if e.is_dir() and not e.name.startswith("."))
+    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    folders = [entry for entry in entries if entry.is_dir()]
+    for entry in entries:
+        # It may have led to a class.
+        if entry.is_symlink() and not entry.exists():
+            raise InputError(f"{entry}: a link that leads nowhere; remove it or mend it")
     for folder in folders:
         try:
             folder.name.encode()
