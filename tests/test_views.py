@@ -338,6 +338,7 @@ CROSS_ENTROPY = {"hyperparameters": {**GOOD["hyperparameters"], "loss": "cross_e
         ({"name": "digits", "resize": 0}, {}, ["dataset.resize: 0", "at least 1"]),
         ({"name": "gaussian_regression", "labels": "parity"}, {}, ["labels: 'parity'", "regres"]),
         ({"name": "gaussian_mixture", "grey": True}, {}, ["dataset.grey: true", "(64,)", "images"]),
+        ({"name": "imdb", "resize": 4}, {}, ["resize: 4", "shape (256,)", "images"]),
         ({"name": "single_index_cubic", "num_train": 9}, {}, ["num_train: 9", "afresh"]),
         ({"name": "digits", "labels": "parity"}, CROSS_ENTROPY, ["'cross_entropy'", "+1 and -1"]),
         ("single_index_cubic", CROSS_ENTROPY, ["'cross_entropy'", "mean_squared_error"]),

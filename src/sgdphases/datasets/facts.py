@@ -24,6 +24,12 @@ def facts_of_definition(definition: Mapping[str, Any]) -> Facts:
             return Facts("classification", 10, input_shape=(32, 32, 3))
         case "tiny_imagenet":
             return Facts("classification", 200, 100_000, 10_000, (64, 64, 3))
+        case "tfds":
+            # Of texts, the number of tokens; the sizes of images the builder knows.
+            shape = (definition["length"],) if "length" in definition else None
+            return Facts("classification", input_shape=shape)
+        case "folder":
+            return Facts("classification")
         case "points":
             count = len(definition["inputs"])
             num_inputs, num_targets = (len(definition[k][0]) for k in ("inputs", "targets"))
