@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from dataset_layouts import random_images, registered, write_cifar10, write_parts
-from sgdphases.datasets import cifar5m, prepare, progress
+from sgdphases.datasets import cifar5m, official, prepare, progress
 from sgdphases.datasets.fetching import CHUNK_BYTES, MOST_ATTEMPTS, PublishedFile, fetch
 from sgdphases.datasets.progress import Progress, format_bytes, telling_growth
 from sgdphases.datasets.work_folder import WorkFolder
@@ -186,6 +187,32 @@ def test_absent_file_and_absent_server(server: Server, work: WorkFolder, tmp_pat
         fetch([nowhere], work, tmp_path)
     with pytest.raises(InputError, match="no such folder"):
         fetch([absent], work, tmp_path / "nowhere")
+
+
+def test_broken_downloads_of_a_builder_do_not_pile_up(server: Server, work: WorkFolder) -> None:
+    tfds = pytest.importorskip("tensorflow_datasets")
+    finished = work.downloads / "tfds" / "mine" / "finished.zip"
+    of_a_killed_attempt = work.downloads / "tfds" / "mine" / "data.bin.tmp.0a1b" / "data.bin"
+
+    class Builder:
+        info = SimpleNamespace(dataset_size=0)
+
+        def download_and_prepare(self, download_dir: Path, download_config: object) -> None:
+            assert not of_a_killed_attempt.exists()
+            server.breaks = [1000]
+            manager = tfds.download.DownloadManager(download_dir=download_dir, dataset_name="mine")
+            manager.download(server.url)
+
+    of_a_killed_attempt.parent.mkdir(parents=True)
+    of_a_killed_attempt.write_bytes(b"begun")
+    for files in ([], [finished]):
+        for file in files:
+            file.parent.mkdir(parents=True)
+            file.write_bytes(b"whole")
+        with pytest.raises(InputError, match="dataset mine: download failed"):
+            official._download_and_prepare(tfds, Builder(), "mine", work, None)
+        assert [path for path in work.downloads.rglob("*") if path.is_file()] == files
+    assert finished.parent.parent.exists()
 
 
 def test_download_must_fit(

@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from importlib import metadata
@@ -268,6 +269,8 @@ def _download_and_prepare(
     advice = "run again with network access, or put its official files into manual_dir"
     logger.info("%s: tensorflow-datasets writes its records; this takes a while", tfds_name)
     work.require_space(int(builder.info.dataset_size or 0))
+    download_dir = work.downloads / "tfds"
+    _remove_begun(download_dir)  # of a killed attempt
     try:
         with (
             telling_growth(f"{tfds_name}: tensorflow-datasets writes its records", work.scratch),
@@ -275,7 +278,7 @@ def _download_and_prepare(
             contextlib.redirect_stdout(io.StringIO()),
         ):
             builder.download_and_prepare(
-                download_dir=work.downloads / "tfds",
+                download_dir=download_dir,
                 download_config=tfds.download.DownloadConfig(
                     manual_dir=official_dir,
                     extract_dir=work.scratch / "extracted",
@@ -293,9 +296,17 @@ def _download_and_prepare(
     except (AssertionError, OSError, ValueError, KeyError) as error:
         raise InputError(f"dataset {tfds_name}: tensorflow-datasets stopped: {error}") from error
     finally:
-        # Kept for the next attempt only if something was downloaded.
-        with contextlib.suppress(OSError):
-            (work.downloads / "tfds").rmdir()
+        _remove_begun(download_dir)
+
+
+def _remove_begun(download_dir: Path) -> None:
+    """Remove downloads that broke off, as tensorflow-datasets continues none, and empty folders."""
+    for folder in list(download_dir.rglob("*.tmp.*")):
+        if folder.is_dir():
+            shutil.rmtree(folder, ignore_errors=True)
+    for path in (*sorted(download_dir.rglob("*"), reverse=True), download_dir):
+        with contextlib.suppress(OSError):  # a file, or not empty
+            path.rmdir()
 
 
 def _check_split(builder: Any, split: str) -> None:
