@@ -7,7 +7,8 @@ TEST_EXTRAS ?= datasets,test
 TEST_PROCESSES ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) \
+  --dist loadfile --no-loadscope-reorder
 # An empty value keeps pip from asking for a newer version of itself.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 

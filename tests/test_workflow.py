@@ -57,7 +57,7 @@ CLAIM_COLUMNS = {
 @pytest.fixture(scope="module")
 def smoke(make_workspace, tmp_path_factory):
     workspace = make_workspace(tmp_path_factory.mktemp("smoke") / "project")
-    result = workspace.snakemake("--cores", "2", "--config", "scale=smoke", timeout=600)
+    result = workspace.snakemake("--cores", "2", "--config", "scale=smoke", timeout=1800)
     assert result.returncode == 0, result.output[-3000:]
     return workspace
 
