@@ -95,7 +95,11 @@ def lay_out(path: Path) -> Workspace:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest: at the end they would keep one process busy alone."""
-    items.sort(key=lambda item: item.path.name not in ("test_workflow.py", "test_resuming.py"))
+    items.sort(
+        key=lambda item: (
+            item.path.name not in ("test_workflow.py", "test_first_run.py", "test_resuming.py")
+        )
+    )
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,8 @@ import yaml
 
 from sgdphases.config import expand_runs
 
+pytestmark = pytest.mark.slow
+
 RUN_COLUMNS = {
     "experiment",
     "run_id",
