@@ -208,6 +208,13 @@ def test_tuned_and_predicted_weight_decays(budgets):
         tuned_and_predicted(simulate([{"weight_decay": 0.1}]))
 
 
+def test_a_prediction_that_diverges_counts(budgets):
+    at_first = budgets.runs.index[np.isclose(budgets.runs["relative_weight_decay"], 1)][0]
+    budgets.runs.loc[at_first, ["status", "max_test_accuracy"]] = ["diverged", 0.1]
+    assert len(tuned_and_predicted(budgets)) == 6
+    assert l2.prediction_gap(budgets).value > 0.5
+
+
 def test_fixed_and_proportional_times_are_told_apart(schedule):
     fixed, proportional, predicted = split_schedule(schedule.runs)
     assert sorted(fixed["weight_decay"]) == [1e-3, 2e-3, 4e-3]

@@ -85,7 +85,8 @@ def tuned_and_predicted(tables: ExperimentTables) -> pd.DataFrame:
     Raises:
         ValueError: There are no tuned or no predicted runs.
     """
-    runs = tables.runs[tables.runs["status"] != "diverged"]
+    # Runs that diverged count too, with what they reached before: the prediction may not lose one.
+    runs = tables.runs
     tuned, predicted = tuned_runs(runs), runs[runs["relative_weight_decay"].notna()]
     if tuned.empty or predicted.empty:
         raise ValueError("the grid lacks runs at tuned or at predicted weight decays")
