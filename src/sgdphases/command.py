@@ -111,8 +111,10 @@ def predict_l2(options: argparse.Namespace) -> int:
         )
     results = read_config(_configuration(options.config)).results_dir
     file = Path(results) / "experiments" / options.experiment / "prediction.json"
-    command = [sys.executable, "-m", "snakemake", "--cores", options.cores, "--quiet", "rules"]
-    command += [str(file)] + (["--config", *options.config] if options.config else [])
+    # The file comes first: options that take several values would take it for one of theirs.
+    command = [sys.executable, "-m", "snakemake", str(file)]
+    command += ["--cores", options.cores, "--quiet", "rules"]
+    command += ["--config", *options.config] if options.config else []
     # What it prints are messages about the work, not the answer.
     status = subprocess.run(command, stdout=sys.stderr, check=False).returncode
     if status:
@@ -127,7 +129,10 @@ def _configuration(given: Sequence[str]) -> dict[str, Any]:
     configuration = read_yaml(_CONFIG_FILE)
     for pair in given:
         key, separator, value = pair.partition("=")
+        try:
+            configuration[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            separator = ""
         if not separator:
             raise InputError(f"--config: {pair!r} is not allowed; allowed: KEY=VALUE")
-        configuration[key] = yaml.safe_load(value)
     return configuration
