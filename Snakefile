@@ -1,5 +1,5 @@
 # The way of the data: datasets -> curvature -> training -> aggregation -> figures, claims;
-# aggregation -> prediction -> training of the experiments that take their weight decays from it.
+# training -> prediction -> training of the experiments that take their weight decays from it.
 # Rules are in workflow/rules, one file per stage; what they run is in src/sgdphases.
 import sys
 from pathlib import Path

@@ -2,11 +2,14 @@
 
 import copy
 import json
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from snakemake.cli import get_argument_parser
 
 from sgdphases import workflow
 from sgdphases.command import main
@@ -16,7 +19,7 @@ from sgdphases.prediction import (
     Peak,
     describe_prediction,
     find_peak,
-    predict,
+    measure_time_constant,
     predicted_weight_decay,
     read_time_constants,
     time_constants,
@@ -100,6 +103,10 @@ def test_a_first_decay_outside_the_budget_is_refused(fraction):
         predicted_weight_decay(0.01, 100, fraction)
 
 
+def predict(tables, budgets=(10.0, 100.0), first_decay=0.5):
+    return with_budgets(measure_time_constant(tables), budgets, first_decay)
+
+
 def make_tables(peaks=(20, 30), status="finished", steps_per_epoch=10):
     history, runs = [], []
     for seed, peak in enumerate(peaks):
@@ -125,7 +132,6 @@ def make_tables(peaks=(20, 30), status="finished", steps_per_epoch=10):
         "experiment": "l2/estimate",
         "scale": "quick",
         "dataset": {"name": "digits", "num_train": 640},
-        "prediction": {"budget_epochs": [10.0, 100.0], "first_decay": 0.5},
     }
     return ExperimentTables(spec, pd.DataFrame(runs), pd.concat(history), None)
 
@@ -353,6 +359,10 @@ def test_what_predicts_nothing_is_refused_before_any_job(project, name, changes,
             ["--experiment", "l2/source", "--budget-epochs", "5", "--config", "scale"],
             "--config: 'scale'",
         ),
+        (
+            ["--experiment", "l2/source", "--budget-epochs", "5", "--config", "experiments=[l2"],
+            "--config: 'experiments=[l2'",
+        ),
     ],
 )
 def test_the_command_refuses_with_one_line(project, capsys, arguments, fragment):
@@ -361,3 +371,27 @@ def test_the_command_refuses_with_one_line(project, capsys, arguments, fragment)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert fragment in line
+
+
+def test_the_command_prints_what_the_workflow_measured(project, capsys, monkeypatch):
+    project("source", SOURCE)
+    asked = []
+
+    def run(command, **options):
+        asked.append(get_argument_parser().parse_args(command[3:]))
+        file = Path(*asked[0].targets)
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(predict(make_tables())))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    words = ["--experiment", "l2/source", "--budget-epochs", "50", "--first-decay", "0.5"]
+    assert main(["predict-l2", *words, "--cores", "1", "--config", "scale=smoke"]) == 0
+    (options,) = asked
+    assert options.targets == ["results/experiments/l2/source/prediction.json"]
+    assert (options.cores, options.config) == (1, ["scale=smoke"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == [
+        "budget 50 epochs: weight decay 0.001",
+        "budget 50 epochs, learning rate lowered first at 25: weight decay 0.002",
+    ]

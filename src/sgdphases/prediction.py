@@ -130,20 +130,20 @@ def predicted_weight_decay(
     return constant / (budget_epochs * (1.0 if first_decay is None else first_decay))
 
 
-def predict(tables: ExperimentTables) -> dict[str, Any]:
-    """Predict weight decays from the tables of an experiment with a section `prediction`.
+def measure_time_constant(tables: ExperimentTables) -> dict[str, Any]:
+    """Measure c from the tables of an experiment with a section `prediction`.
 
     Args:
-        tables: Its tables; runs differ in their seed alone.
+        tables: Its tables; runs differ in their seed alone. Of the spec, `experiment`, `scale` and
+            `dataset` are read.
 
     Returns:
-        What prediction.json holds, see docs/results.md.
+        What time_constant.json holds, see docs/results.md.
 
     Raises:
         InputError: A run diverged or shows no peak.
     """
-    runs, settings = tables.runs, tables.spec["prediction"]
-    name = tables.spec["experiment"]
+    runs, name = tables.runs, tables.spec["experiment"]
     shared = runs.iloc[0]
     peaks = []
     for run in runs.to_dict("records"):
@@ -158,7 +158,7 @@ def predict(tables: ExperimentTables) -> dict[str, Any]:
     by_seed = time_constants(peaks, float(shared["weight_decay"]), per_epoch)
     constant = float(by_seed.mean())
     several = len(by_seed) > 1
-    prediction = {
+    return {
         "experiment": name,
         "scale": tables.spec["scale"],
         "dataset": tables.spec["dataset"]["name"],
@@ -178,13 +178,12 @@ def predict(tables: ExperimentTables) -> dict[str, Any]:
             float(by_seed.std(ddof=1) / np.sqrt(len(by_seed))) if several else None
         ),
     }
-    return with_budgets(prediction, settings["budget_epochs"], settings["first_decay"])
 
 
 def with_budgets(
     prediction: dict[str, Any], budgets: Iterable[float], first_decay: float | None
 ) -> dict[str, Any]:
-    """The same prediction for other budgets.
+    """A time constant, or a prediction for other budgets, with the weight decays for budgets.
 
     Args:
         prediction: With `l2_time_constant`, and whatever else.
@@ -223,7 +222,7 @@ def describe_prediction(prediction: dict[str, Any]) -> str:
     """The prediction in words: what it is based on, c, and a line for each budget.
 
     Args:
-        prediction: What `predict` returned.
+        prediction: What `with_budgets` returned.
 
     Returns:
         Lines of text.
@@ -264,7 +263,7 @@ def read_time_constants(files: Iterable[Path]) -> dict[str, float]:
     """The time constants c that experiments measured, by experiment.
 
     Args:
-        files: Their prediction.json.
+        files: Their time_constant.json.
 
     Returns:
         c in epochs by `<paper>/<experiment>`.
@@ -279,7 +278,7 @@ def read_time_constants(files: Iterable[Path]) -> dict[str, float]:
 
 
 def read_prediction(file: Path) -> dict[str, Any]:
-    """Read a prediction.json.
+    """Read a time_constant.json or prediction.json.
 
     Raises:
         InputError: It is missing or damaged.

@@ -95,6 +95,12 @@ class ExperimentPlan:
         """Whether the experiment predicts weight decays from its time to peak."""
         return self.spec.get("prediction") is not None
 
+    @property
+    def measured_for_prediction(self) -> dict[str, Any]:
+        """What a time constant says of where it was measured, besides what the runs say."""
+        data = {key: self.spec["dataset"][key] for key in ("name", "num_train")}
+        return {key: self.spec[key] for key in ("experiment", "scale")} | {"dataset": data}
+
     def predictions_of(self, shard: str) -> list[str]:
         """The experiments whose predictions a training shard's weight decays are relative to."""
         return prediction_sources(self.training_shards[shard].items.values())

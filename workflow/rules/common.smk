@@ -62,19 +62,15 @@ def dataset_manifest(wildcards):
     return f"{RESULTS}/datasets/{name}/manifest.json"
 
 
-def measured_tables(name):
+def experiment_tables(name):
+    """All that an experiment leaves: what was measured, and what is predicted from it."""
     folder = f"{RESULTS}/experiments/{name}"
     tables = ["spec.yaml", "runs.parquet", "history.parquet"]
     if PLAN.experiments[name].has_curvature:
         tables.append("curvature.parquet")
+    if PLAN.experiments[name].has_prediction:
+        tables.append("prediction.json")
     return [f"{folder}/{table}" for table in tables]
-
-
-def experiment_tables(name):
-    """All that an experiment leaves: what was measured, and what is predicted from it."""
-    predicts = PLAN.experiments[name].has_prediction
-    prediction = f"{RESULTS}/experiments/{name}/prediction.json"
-    return measured_tables(name) + ([prediction] if predicts else [])
 
 
 def figure_files(name):

@@ -9,7 +9,7 @@ rule training_shard:
             for shard in plan_of(wildcards).curvature_shards_of(wildcards.shard)
         ],
         predictions=lambda wildcards: [
-            f"{RESULTS}/experiments/{name}/prediction.json"
+            f"{RESULTS}/experiments/{name}/time_constant.json"
             for name in plan_of(wildcards).predictions_of(wildcards.shard)
         ],
     output:

@@ -1,7 +1,7 @@
 """Train the runs of one shard.
 
-Inputs: the dataset's manifest, the curvature shards that hold the runs' networks, the predictions
-that their weight decays are relative to.
+Inputs: the dataset's manifest, the curvature shards that hold the runs' networks, the time
+constants that their weight decays are relative to.
 Outputs: runs.parquet and history.parquet, and the shard's note beside them.
 Scratch: checkpoints, deleted once the outputs are there.
 """
