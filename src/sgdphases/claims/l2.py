@@ -258,7 +258,8 @@ def homogeneity(tables: ExperimentTables) -> Measurement:
 def kernel_decay_rate(tables: ExperimentTables) -> Measurement:
     """Decay rate of the kernel's top eigenvalue over 2(k − 1)λ, the farthest from 1."""
     history = tables.history.dropna(subset="ntk_top_eigenvalue")
-    ratios, early = [], []
+    ratios: list[float] = []
+    early: list[float] = []
     for run in tables.runs.to_dict("records"):
         line = history[history["run_id"] == run["run_id"]]
         expected = 2 * (run["depth"] - 1) * run["weight_decay"]
