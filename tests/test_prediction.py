@@ -315,6 +315,16 @@ def with_axis(**axis):
         ),
         (
             "user",
+            {"hyperparameters": {**USER["hyperparameters"], "loss_normalisation": "per_sample"}},
+            ["loss_normalisation: 'per_sample' differs from that of l2/source", "'per_class'"],
+        ),
+        (
+            "user",
+            {"hyperparameters": {**USER["hyperparameters"], "batch_size": 64}},
+            ["batch_size: 64 differs from that of l2/source"],
+        ),
+        (
+            "user",
             {"schedule": {"kind": "piecewise", "boundaries": [1.2], "factors": [0.2]}},
             ["schedule.boundaries[0]: 1.2", "below 1"],
         ),

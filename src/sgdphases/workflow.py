@@ -214,6 +214,17 @@ def _sources_to_load(
     return found
 
 
+# What the unit of a weight decay and the time to peak in epochs depend on, besides model and data.
+_SHARED_WITH_SOURCE = (
+    "learning_rate",
+    LEARNING_RATE_UNIT,
+    "momentum",
+    "loss",
+    "loss_normalisation",
+    "batch_size",
+)
+
+
 def _check_sources(experiments: Mapping[str, ExperimentPlan], name: str, path: Path) -> None:
     """Refuse weight decays from an experiment that predicts none, or none at the run's rate."""
     plan = experiments[name]
@@ -230,7 +241,7 @@ def _check_sources(experiments: Mapping[str, ExperimentPlan], name: str, path: P
                 f"{suggest(source, predicting) or 'an experiment that has one'}"
             )
         measured = next(iter(experiments[source].runs.values()))
-        for key in ("learning_rate", LEARNING_RATE_UNIT, "momentum"):
+        for key in _SHARED_WITH_SOURCE:
             if run[key] != measured[key]:
                 raise InputError(
                     f"{path}: {key}: {run[key]!r} differs from that of {source}, where the time to "
