@@ -345,6 +345,11 @@ CROSS_ENTROPY = {"hyperparameters": {**GOOD["hyperparameters"], "loss": "cross_e
         ("single_index_cubic", {"stopping": {"epochs": 1}}, ["stopping.epochs", "num_steps"]),
         (
             "single_index_cubic",
+            {"grid": {"budget_epochs": [1], "learning_rate": [0.1]}, "stopping": {"num_steps": 9}},
+            ["budget_epochs", "without end"],
+        ),
+        (
+            "single_index_cubic",
             {"stopping": {"num_steps": 9, "train_accuracy": 1.0}},
             ["stopping.train_accuracy", "without classes"],
         ),

@@ -140,13 +140,15 @@ def check_data(
     """
     view, name = read_view(spec["dataset"]), spec["dataset"]["name"]
     check_view(view, facts, f"{source}: dataset.")
-    for criterion in ("epochs", "train_accuracy"):
-        if facts.is_stream and criterion in spec["stopping"]:
-            raise InputError(
-                f"{source}: stopping.{criterion}: the samples of the dataset {name!r} are drawn "
-                "afresh at every step, without end and without classes; allowed: num_steps, "
-                "physical_time, decay_time"
-            )
+    unknown = [f"stopping.{key}" for key in ("epochs", "train_accuracy") if key in spec["stopping"]]
+    unknown += ["prediction"] if spec.get("prediction") is not None else []
+    unknown += ["budget_epochs"] if any(run["budget_epochs"] is not None for run in runs) else []
+    if facts.is_stream and unknown:
+        raise InputError(
+            f"{source}: {unknown[0]}: the samples of the dataset {name!r} are drawn afresh at "
+            "every step, without end and without classes; allowed: stopping.num_steps, "
+            "physical_time, decay_time"
+        )
     is_regression = facts.task == "regression" or view.labels == "parity"
     if is_regression and any(run["loss"] == "cross_entropy" for run in runs):
         targets = "targets of +1 and -1" if view.labels == "parity" else "targets, and no classes"
