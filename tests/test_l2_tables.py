@@ -240,6 +240,7 @@ def test_claims_of_a_sweep(sweep):
     assert slope.ci_low <= slope.value <= slope.ci_high
     assert l2.accuracy_spread(sweep).value < 0.01
     assert l2.rate_independence(sweep).value < 0.01
+    assert l2.accuracy_spread(sweep).detail.endswith("0 of 9 runs do not train and are left out")
     assert l2.interior_optimum(sweep).value == 1
     assert l2.fit_time_slope(
         simulate(

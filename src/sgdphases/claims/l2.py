@@ -90,20 +90,21 @@ def peak_slope_of_networks(tables: ExperimentTables) -> Measurement:
     return Measurement(worst.value, worst.ci_low, worst.ci_high, detail)
 
 
-def _small_decays(runs: pd.DataFrame) -> pd.DataFrame:
-    small = (runs["weight_decay"] > 0) & (runs["weight_decay"] <= _SMALL_DECAY)
-    chosen = runs[small & runs["learned"]]
+def _small_decays(runs: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Runs with a weight decay up to 0.01 that train, and how many do not."""
+    small = runs[(runs["weight_decay"] > 0) & (runs["weight_decay"] <= _SMALL_DECAY)]
+    chosen = small[small["learned"]]
     if chosen["weight_decay"].nunique() < 2:
         raise ValueError("fewer than two weight decays up to 0.01 train")
-    return chosen
+    return chosen, f"{len(small) - len(chosen)} of {len(small)} runs do not train and are left out"
 
 
 def accuracy_spread(tables: ExperimentTables) -> Measurement:
     """Spread of the best test accuracy over weight decays up to 0.01, the widest of all rates."""
-    runs = _small_decays(with_peaks(tables))
+    runs, left_out = _small_decays(with_peaks(tables))
     spread = runs.groupby("learning_rate")["max_test_accuracy"].agg(["min", "max", "count"])
     widths = (spread["max"] - spread["min"])[spread["count"] > 1]
-    return Measurement(float(widths.max()), detail=f"{len(widths)} learning rates")
+    return Measurement(float(widths.max()), detail=f"{len(widths)} learning rates; {left_out}")
 
 
 def accuracy_over_unregularised(tables: ExperimentTables) -> Measurement:
@@ -112,7 +113,7 @@ def accuracy_over_unregularised(tables: ExperimentTables) -> Measurement:
     without = runs.loc[runs["weight_decay"] == 0, "max_test_accuracy"]
     if without.empty:
         raise ValueError("no run without L2")
-    best = _small_decays(runs)["max_test_accuracy"].max()
+    best = _small_decays(runs)[0]["max_test_accuracy"].max()
     return Measurement(
         float(best - without.max()), detail=f"{best:.4f} with, {without.max():.4f} without L2"
     )
@@ -120,14 +121,15 @@ def accuracy_over_unregularised(tables: ExperimentTables) -> Measurement:
 
 def rate_independence(tables: ExperimentTables) -> Measurement:
     """Spread of the best test accuracy over learning rates, the widest of weight decays ≤ 0.01."""
-    runs = _small_decays(with_peaks(tables))
+    runs, left_out = _small_decays(with_peaks(tables))
     by_decay = runs.groupby("weight_decay")["max_test_accuracy"].agg(["min", "max", "count"])
     by_decay = by_decay[by_decay["count"] >= 3]
     if by_decay.empty:
         raise ValueError("fewer than three learning rates at every weight decay")
     widths = by_decay["max"] - by_decay["min"]
     rates = runs["learning_rate"]
-    detail = f"{len(widths)} weight decays, a factor {rates.max() / rates.min():g} in η"
+    factor = rates.max() / rates.min()
+    detail = f"{len(widths)} weight decays, a factor {factor:g} in η; {left_out}"
     return Measurement(float(widths.max()), detail=detail)
 
 
