@@ -223,6 +223,17 @@ def test_fixed_and_proportional_times_are_told_apart(schedule):
     assert len(predicted) == 1
 
 
+@pytest.mark.parametrize("budgets", [[np.nan] * 3, [100.0] * 3, [100.0, 50.0, 25.0]])
+def test_a_grid_without_both_kinds_of_times_is_named(budgets):
+    decays = (1e-3, 2e-3, 4e-3)
+    runs = [
+        {"weight_decay": decay, "budget_epochs": budget}
+        for decay, budget in zip(decays, budgets, strict=True)
+    ]
+    with pytest.raises(ValueError, match="fixed time or of a time proportional"):
+        split_schedule(simulate(runs).runs)
+
+
 def test_the_falls_of_auto_l2(automatic):
     history = automatic.history[automatic.history["run_id"] == "run0"]
     falls = decay_times(history)

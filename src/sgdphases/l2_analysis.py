@@ -126,12 +126,18 @@ def split_schedule(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.D
 
     Returns:
         The three parts; a run may belong to the first two.
+
+    Raises:
+        ValueError: The grid lacks runs of a fixed or of a proportional time.
     """
     own = runs[runs["relative_weight_decay"].isna()]
     predicted = runs[runs["relative_weight_decay"].notna()]
     product = (own["budget_epochs"] * own["weight_decay"]).round(9)
-    proportional = own[product == product.mode().iloc[0]]
-    rest = own[~own["run_id"].isin(proportional["run_id"])]
+    counts = product.value_counts()
+    proportional = own[product == (counts.idxmax() if len(counts) else np.nan)]
+    rest = own[~own["run_id"].isin(proportional["run_id"]) & own["budget_epochs"].notna()]
+    if proportional["weight_decay"].nunique() < 2 or rest.empty:
+        raise ValueError("the grid lacks runs of a fixed time or of a time proportional to 1/λ")
     is_fixed = (own["budget_epochs"] == rest["budget_epochs"].iloc[0]) & (
         own["weight_scale"] == rest["weight_scale"].iloc[0]
     )

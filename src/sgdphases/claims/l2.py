@@ -104,6 +104,8 @@ def accuracy_spread(tables: ExperimentTables) -> Measurement:
     runs, left_out = _small_decays(with_peaks(tables))
     spread = runs.groupby("learning_rate")["max_test_accuracy"].agg(["min", "max", "count"])
     widths = (spread["max"] - spread["min"])[spread["count"] > 1]
+    if widths.empty:
+        raise ValueError("at no learning rate do two weight decays up to 0.01 train")
     return Measurement(float(widths.max()), detail=f"{len(widths)} learning rates; {left_out}")
 
 
