@@ -34,6 +34,8 @@ _FIXED_BUDGET = 100.0
 _BOOTSTRAP_DRAWS = 1000
 # In units of 1/λ: at finite width the kernel falls at its rate in the limit only for so long.
 _EARLY = 0.3
+# Steps times ηλ that a run of the whole length takes, but for rounding.
+_WHOLE = 1 - 1e-6
 # The paper's time to peak: 21 of 32 measurements per epoch at λ = 0.01 (catalogue item 1.6).
 _PAPER_PEAK, _PAPER_DECAY, _PAPER_STEPS = Peak(21, 20, 1.0), 0.01, 32
 _PAPER_BUDGETS = (50, 100, 250, 500, 1000, 1500, 2000)
@@ -214,12 +216,15 @@ def shrinking_spread(tables: ExperimentTables) -> Measurement:
 def least_loss_time(tables: ExperimentTables) -> Measurement:
     """t·ηλ of the least training loss, geometric mean; NaN unless the loss rises after it."""
     runs = tables.runs[(tables.runs["weight_decay"] > 0) & (tables.runs["status"] != "diverged")]
+    # A run that is given less than 1/(ηλ) may end before its loss is least.
+    time = runs["steps"] * runs["learning_rate"] * runs["weight_decay"]
+    runs = runs[time >= _WHOLE]
     # Only where L2 lets the network fit its data is there a minimum to speak of; how far the loss
     # rises after it decides nothing here.
     reached = tables.history.groupby("run_id")["train_loss"].min().reindex(runs["run_id"])
     runs = runs[reached.to_numpy() < 0.5 * runs["initial_train_loss"].to_numpy()]
     if runs.empty:
-        raise ValueError("no run with L2 fits its data")
+        raise ValueError("no run with L2 lasts 1/(ηλ) and fits its data")
     history = tables.history.merge(
         runs[["run_id", "learning_rate", "weight_decay"]].rename(
             columns={"weight_decay": "constant"}
