@@ -279,11 +279,18 @@ def test_phases_and_their_statuses():
     assert 0 < catapult["peak_step"] < catapult["steps"]
 
 
+# Solutions of flows in closed form: no rate makes them diverge.
+FLOWS = ("wide_mode", "wide_spectrum")
+
+
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("model", [name for name in PROGRAMS if not name.endswith("_edge")])
+@pytest.mark.parametrize(
+    "model", [name for name in PROGRAMS if not name.endswith("_edge") and name not in FLOWS]
+)
 def test_divergence_is_data_and_leaves_neighbours_alone(model):
     shared = {"num_samples": 4, "input_dim": 2, "momentum": 0.3}
     shared |= {"richness": 0.01, "depth": 2, "loss": "mean_squared_error", "optimizer": "sgd"}
+    shared["weight_decay"] = 0.01
     settings = {**SETTINGS, "stopping": {"num_steps": 200}, "divergence_factor": 1e200}
     alone, alone_history = run_theory(settings, make_runs(model, rates=(0.4,), **shared))
     beside, history = run_theory(settings, make_runs(model, rates=(3.0, 0.4, 50.0), **shared))

@@ -565,6 +565,9 @@ HYPERPARAMETER_TYPES = {
         "second_moment_decay",
         "epsilon",
         "weight_decay",
+        "relative_weight_decay",
+        "weight_decay_from",
+        "budget_epochs",
         "weight_scale",
         "bias_scale",
         "richness",
@@ -588,7 +591,7 @@ HYPERPARAMETER_TYPES = {
 }
 RUN_TYPES = {
     "string": ("experiment", "run_id", "status", "phase", "lowering"),
-    "int64": ("steps",),
+    "int64": ("steps", "steps_per_epoch"),
     "float64": (
         "initial_train_loss",
         "peak_train_loss",
