@@ -650,6 +650,9 @@ def test_columns_and_their_types(dataset):
     assert parquet_types(bare.history) == expected_history
     null = bare.runs.columns[bare.runs.isna().all()]
     assert set(null) == {
+        "relative_weight_decay",
+        "weight_decay_from",
+        "budget_epochs",
         "bias_scale",
         "head_correlation",
         "linearize_at",
