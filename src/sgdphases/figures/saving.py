@@ -15,12 +15,17 @@ def save_figure(
 ) -> None:
     """Write a figure and the plotted numbers, and close it.
 
+    A panel that no run has anything to show in says so.
+
     Args:
         figure: The figure.
         plotted: What it shows.
         pictures: Files to draw to; the suffix gives the format.
         numbers: Parquet file for the plotted numbers.
     """
+    for axes in figure.axes:
+        if axes.axison and not axes.has_data():
+            axes.text(0.5, 0.5, "no run to show here", transform=axes.transAxes, ha="center")
     for path in pictures:
         with replacing(path) as temporary:
             # Without a date the same numbers give the same bytes.
