@@ -9,6 +9,7 @@ from snakemake.utils import min_version
 # The workflow and its jobs, in whatever environment, run the code of this checkout.
 sys.path.insert(0, f"{workflow.basedir}/src")
 
+from sgdphases.fingerprint import keep_sources
 from sgdphases.scripting import ending_on_bad_input, run_jobs_from
 from sgdphases.validation import read_yaml
 
@@ -37,6 +38,9 @@ include: "workflow/rules/aggregation.smk"
 include: "workflow/rules/prediction.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/claims.smk"
+
+
+keep_sources()
 
 
 localrules:

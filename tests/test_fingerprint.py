@@ -29,14 +29,14 @@ def package(tmp_path, monkeypatch):
 
     def write(name, text):
         (tmp_path / f"{name}.py").write_text(text)
-        for cached in ("stage_fingerprint", "stage_modules", "_tree", "_normalised_source"):
+        for cached in ("stage_fingerprint", "stage_modules", "_source"):
             getattr(fingerprint, cached).cache_clear()
         return stage_fingerprint("engine")
 
     for name, text in SOURCES.items():
         write(name, text)
     yield write
-    for cached in ("stage_fingerprint", "stage_modules", "_tree", "_normalised_source"):
+    for cached in ("stage_fingerprint", "stage_modules", "_source"):
         getattr(fingerprint, cached).cache_clear()
 
 
@@ -84,6 +84,26 @@ def test_formulas_matter_wherever_they_are(package, name, text):
     assert package(name, text) != before
 
 
+def test_what_was_read_is_kept_and_a_damaged_file_is_not_believed(package, tmp_path, monkeypatch):
+    monkeypatch.setattr(fingerprint, "_CACHE", tmp_path / "snakemake" / "sources.json")
+    expected = package("engine", SOURCES["engine"])
+    fingerprint.keep_sources()
+    assert not fingerprint._CACHE.exists()
+    fingerprint._CACHE.parent.mkdir()
+    fingerprint.keep_sources()
+    for damage in (None, "", "{}", "[1]", '{"x": 1}'):
+        if damage is not None:
+            fingerprint._CACHE.write_text(damage)
+        fingerprint._kept_sources.cache_clear()
+        assert bool(fingerprint._kept_sources()) == (damage is None)
+        assert package("engine", SOURCES["engine"]) == expected
+    changed = package("losses", SOURCES["losses"].replace("2", "3"))
+    fingerprint.keep_sources()
+    fingerprint._kept_sources.cache_clear()
+    monkeypatch.setattr(fingerprint, "_read", None)
+    assert package("engine", SOURCES["engine"]) == changed != expected
+
+
 def test_keys_of_a_written_out_dictionary(package):
     package("other", "A = {'x': 1, **B, 3: 4}\nC: dict = {'y': 1}\nD: dict\nE = dict(z=1)\n")
     assert dictionary_keys("sgdphases.other", "A") == ["x"]
@@ -99,7 +119,8 @@ def test_keys_of_a_written_out_dictionary(package):
         ("curvature", {"curvature", "models"}, {"training", "aggregation"}),
         ("aggregation", {"aggregation", "config", "grid"}, {"training", "curvature"}),
         ("datasets.preparation", {"datasets.preparation", "datasets.sources"}, {"training"}),
-        ("figures.draw", {"figures.draw", "figures.catapult"}, {"training"}),
+        ("figures.draw", {"figures.draw", "figures.style"}, {"training", "figures.catapult"}),
+        ("figures.catapult", {"figures.catapult", "selection"}, {"training", "figures.l2"}),
         ("theory.programs", {"theory.programs", "theory.warmup"}, {"training"}),
     ],
 )

@@ -4,15 +4,27 @@ Snakemake sees a rule's script but not the modules it imports. Each rule therefo
 fingerprint of its stage as a parameter: a hash of the syntax trees, without docstrings, of the
 stage's module and of every module of this package that it imports. A changed formula reruns the
 stage; a comment, a docstring or a module of another stage does not.
+
+Each job of a cluster parses the workflow again, and to read every syntax tree takes longer than all
+else in it: what was read of a source file is kept in Snakemake's folder, under the file's hash.
 """
 
 import ast
 import hashlib
+import json
+import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
+
+from sgdphases.storage import write_text
 
 _PACKAGE = "sgdphases"
 _ROOT = Path(__file__).parent
+_CACHE = Path(".snakemake/sgdphases-sources.json")
+# What was read with other rules, or by a Python whose syntax trees differ, is not what is kept.
+_READER = f"{sys.version_info[:2]} {hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}"
 # Modules that carry no numbers: a reworded message must not retrain anything.
 _IGNORED = {
     f"{_PACKAGE}.{name}"
@@ -31,18 +43,18 @@ _IGNORED = {
 
 
 @cache
-def stage_fingerprint(module: str) -> str:
-    """Hash of the code that `module` runs.
+def stage_fingerprint(*modules: str) -> str:
+    """Hash of the code that a stage runs.
 
     Args:
-        module: Name of the stage's module within the package, e.g. "training".
+        modules: Names of the stage's modules within the package, e.g. "training".
 
     Returns:
         12 hexadecimal digits.
     """
     digest = hashlib.sha256()
-    for name in sorted(stage_modules(module)):
-        digest.update(f"{name}\n{_normalised_source(name)}\n".encode())
+    for name in sorted(frozenset().union(*map(stage_modules, modules))):
+        digest.update(f"{name}\n{_source(name).digest}\n".encode())
     return digest.hexdigest()[:12]
 
 
@@ -56,7 +68,7 @@ def stage_modules(module: str) -> frozenset[str]:
         if name in found or name in _IGNORED or _path(name) is None:
             continue
         found.add(name)
-        pending.extend(_imports(name))
+        pending.extend(_source(name).imports)
     return frozenset(found)
 
 
@@ -70,14 +82,21 @@ def dictionary_keys(module: str, dictionary: str) -> list[str]:
     Returns:
         The keys; none where the name is not assigned a dictionary display.
     """
-    for node in _tree(module).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        named = any(isinstance(t, ast.Name) and t.id == dictionary for t in targets)
-        value = getattr(node, "value", None)
-        if named and isinstance(value, ast.Dict):
-            keys = [key.value for key in value.keys if isinstance(key, ast.Constant)]
-            return [key for key in keys if isinstance(key, str)]
-    return []
+    return _source(module).dictionaries.get(dictionary, [])
+
+
+class _Source(NamedTuple):
+    """What is to be known of a source file.
+
+    Attributes:
+        digest: Hash of its syntax tree without docstrings.
+        imports: Modules of this package, or names in them, that it imports.
+        dictionaries: Text keys of the dictionaries written out at its top level.
+    """
+
+    digest: str
+    imports: list[str]
+    dictionaries: dict[str, list[str]]
 
 
 def _path(name: str) -> Path | None:
@@ -87,31 +106,76 @@ def _path(name: str) -> Path | None:
 
 
 @cache
-def _tree(name: str) -> ast.Module:
+def _source(name: str) -> _Source:
     path = _path(name)
     assert path is not None  # stage_modules lists only modules that exist
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
-def _imports(name: str) -> set[str]:
-    found: set[str] = set()
-    for node in ast.walk(_tree(name)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            # `from sgdphases import models` names a module by its alias.
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return {module for module in found if module.startswith(f"{_PACKAGE}.")}
+    text = path.read_bytes()
+    key = hashlib.sha256(text).hexdigest()
+    known = _kept_sources()
+    if key not in known:
+        known[key] = _read(text)
+    return known[key]
 
 
 @cache
-def _normalised_source(name: str) -> str:
-    tree = _tree(name)
+def _kept_sources() -> dict[str, _Source]:
+    """What was read before, by the hash of the file; a damaged or outdated file counts as none."""
+    try:
+        kept = json.loads(_CACHE.read_text(encoding="utf-8"))
+        return {key: _Source(*facts) for key, facts in kept[_READER].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def keep_sources() -> None:
+    """Keep what was read of the sources, where the working folder is Snakemake's and writable."""
+    if not _CACHE.parent.is_dir():
+        return
+    kept = json.dumps({_READER: _kept_sources()})
+    try:
+        if not (_CACHE.is_file() and _CACHE.read_text(encoding="utf-8") == kept):
+            write_text(kept, _CACHE)
+    except OSError:
+        return
+
+
+def _read(text: bytes) -> _Source:
+    tree = ast.parse(text)
+    imports: set[str] = set()
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            first = node.body[0] if node.body else None
-            is_text = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
-            if is_text and isinstance(first.value.value, str):  # type: ignore[union-attr]
-                # `pass` keeps a body that was nothing but its docstring valid.
-                node.body = node.body[1:] or [ast.Pass()]
-    return ast.dump(tree)
+        if isinstance(node, ast.Import):
+            imports |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # `from sgdphases import models` names a module by its alias.
+            imports |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            _drop_docstring(node)
+    _drop_docstring(tree)
+    return _Source(
+        digest=hashlib.sha256(ast.dump(tree).encode()).hexdigest(),
+        imports=sorted(module for module in imports if module.startswith(f"{_PACKAGE}.")),
+        dictionaries={
+            name: keys for statement in tree.body for name, keys in _dictionaries(statement)
+        },
+    )
+
+
+def _drop_docstring(
+    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef,
+) -> None:
+    if ast.get_docstring(node, clean=False) is not None:
+        # `pass` keeps a body that was nothing but its docstring valid.
+        node.body = node.body[1:] or [ast.Pass()]
+
+
+def _dictionaries(statement: ast.stmt) -> Iterator[tuple[str, list[str]]]:
+    """The names that a statement assigns a dictionary display to, with its text keys."""
+    if not isinstance(statement, (ast.Assign, ast.AnnAssign)):
+        return
+    if not isinstance(statement.value, ast.Dict):
+        return
+    keys = [key.value for key in statement.value.keys if isinstance(key, ast.Constant)]
+    targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+    for target in targets:
+        if isinstance(target, ast.Name):
+            yield target.id, [key for key in keys if isinstance(key, str)]

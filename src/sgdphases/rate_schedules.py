@@ -1,15 +1,18 @@
 """How the learning rate of a run changes with its steps."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sgdphases.errors import InputError
+
+if TYPE_CHECKING:
+    import jax
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,9 @@ def rate_factor(
         See RateSchedule; agrees with `optax.piecewise_constant_schedule` and
         `optax.warmup_cosine_decay_schedule`.
     """
+    # Figures and theory need schedules, and not the seconds that JAX takes to be imported.
+    import jax.numpy as jnp
+
     dtype = jnp.promote_types(jnp.result_type(learning_rate), jnp.float32)
     step, num_steps, base_steps, learning_rate = (
         jnp.asarray(value).astype(dtype) for value in (step, num_steps, base_steps, learning_rate)

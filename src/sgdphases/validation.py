@@ -41,21 +41,38 @@ _Validator = extend(  # type: ignore[no-untyped-call]
 KeyPath = tuple[str | int, ...]
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice, where YAML would keep the last in silence."""
+class _UniqueKeys:
+    """Of a YAML loader: refuse a key given twice, where YAML would keep the last in silence."""
 
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # Keys are compared as written: merged ones (<<: *anchor) may be overridden.
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            name = (key.tag, str(key.value))
-            if name in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key.value!r} is given twice", key.start_mark
-                )
-            seen.add(name)
-        return node
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        # Keys are compared as written, before merged ones (<<: *anchor) join them: those may be
+        # overridden. A mapping that others merge comes here once for each of them.
+        if not hasattr(node, "keys_are_unique"):
+            seen = set()
+            for key, _ in node.value:
+                name = (key.tag, str(key.value))
+                if name in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"key {key.value!r} is given twice", key.start_mark
+                    )
+                seen.add(name)
+            node.keys_are_unique = True  # type: ignore[attr-defined]
+        super().flatten_mapping(node)  # type: ignore[misc]
+
+
+class _Loader(_UniqueKeys, yaml.SafeLoader):
+    """In Python: slow, and precise in its messages."""
+
+
+class _FastLoader(_UniqueKeys, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """In C, where PyYAML has it: every job of a cluster reads all files again."""
+
+
+def _load(text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_FastLoader)
+    except yaml.YAMLError:
+        return yaml.load(text, Loader=_Loader)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -65,7 +82,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         InputError: The file is missing, is not valid YAML, gives a key twice or holds no mapping.
     """
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        document = _load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sgdphases import figures
 from sgdphases.config import (
     Config,
     expand_runs,
@@ -26,7 +27,7 @@ from sgdphases.datasets.facts import facts_of_definition
 from sgdphases.datasets.image_folder import class_folders
 from sgdphases.diffusion.definition import resolve_definition
 from sgdphases.errors import InputError
-from sgdphases.fingerprint import dictionary_keys, stage_fingerprint, stage_modules
+from sgdphases.fingerprint import dictionary_keys, stage_fingerprint
 from sgdphases.grid import LEARNING_RATE_UNIT
 from sgdphases.planning import Record, Shard, plan_shards, read_notes, sort_key
 from sgdphases.sections import check_data
@@ -34,6 +35,7 @@ from sgdphases.validation import read_yaml, suggest
 
 EXPERIMENTS_FOLDER = Path("config/experiments")
 DATASETS_FOLDER = Path("config/datasets")
+_FIGURES_FOLDER = Path(figures.__path__[0])
 # What the rules' wildcard matches.
 _DATASET_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -131,11 +133,13 @@ class Plan:
         config: The validated configuration.
         experiments: The chosen experiments by `<paper>/<experiment>`.
         figures: Experiment that feeds a figure, by `<paper>/<figure>`.
+        figure_modules: Module of `figures` that draws it.
     """
 
     config: Config
     experiments: dict[str, ExperimentPlan]
     figures: dict[str, str]
+    figure_modules: dict[str, str]
 
 
 def make_plan(raw_config: Mapping[str, Any]) -> Plan:
@@ -150,8 +154,8 @@ def make_plan(raw_config: Mapping[str, Any]) -> Plan:
     config = read_config(raw_config)
     datasets = {path.stem: path for path in sorted(DATASETS_FOLDER.glob("*.yaml"))}
     experiments: dict[str, ExperimentPlan] = {}
-    figures: dict[str, str] = {}
-    known_figures = drawable_figures()
+    fed_by: dict[str, str] = {}
+    drawn_by = figure_modules()
     pending = find_experiments(EXPERIMENTS_FOLDER, config.experiments)
     while pending:
         name = min(pending)
@@ -169,19 +173,19 @@ def make_plan(raw_config: Mapping[str, Any]) -> Plan:
         _check_sources(experiments, name, path)
         for figure in spec["figures"]:
             key = f"{spec['paper']}/{figure}"
-            if key not in known_figures:
+            if key not in drawn_by:
                 prefix = f"{spec['paper']}/"
-                of_paper = [f.removeprefix(prefix) for f in known_figures if f.startswith(prefix)]
+                of_paper = [f.removeprefix(prefix) for f in drawn_by if f.startswith(prefix)]
                 raise InputError(
                     f"{path}: figures.{figure}: {figure!r} is no known figure of the paper; "
                     f"allowed: {suggest(figure, of_paper) or 'none'}"
                 )
-            if key in figures:
+            if key in fed_by:
                 raise InputError(
-                    f"{path}: figures.{figure}: {figures[key]} feeds {figure!r} already; allowed: "
+                    f"{path}: figures.{figure}: {fed_by[key]} feeds {figure!r} already; allowed: "
                     "one experiment for each figure"
                 )
-            figures[key] = name
+            fed_by[key] = name
     used = sorted({p.spec["dataset"]["name"] for p in experiments.values() if p.spec["dataset"]})
     for name in used:
         if not _DATASET_NAME.fullmatch(name):
@@ -191,7 +195,7 @@ def make_plan(raw_config: Mapping[str, Any]) -> Plan:
         if known_definition(name)["source"] == "diffusion":
             generated_definition(name, config)
         dataset_files(name)
-    return Plan(config, experiments, figures)
+    return Plan(config, experiments, fed_by, drawn_by)
 
 
 def _sources_to_load(
@@ -319,8 +323,10 @@ def preparation_threads(definition: Mapping[str, Any]) -> int:
     return 8 if decodes else 1
 
 
-def drawable_figures() -> list[str]:
-    """The figures, `<paper>/<figure>`, that there is code for; matplotlib is not imported."""
-    prefix = "sgdphases.figures."
-    modules = sorted(m for m in stage_modules("figures.draw") if m.startswith(prefix))
-    return [figure for module in modules for figure in dictionary_keys(module, "PLOTS")]
+def figure_modules() -> dict[str, str]:
+    """The module of `figures` that draws a figure, by `<paper>/<figure>`; none is imported."""
+    return {
+        figure: module
+        for module in sorted(path.stem for path in _FIGURES_FOLDER.glob("*.py"))
+        for figure in dictionary_keys(f"{figures.__name__}.{module}", "PLOTS")
+    }

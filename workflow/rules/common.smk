@@ -84,6 +84,10 @@ def feeding_experiment(wildcards):
     return PLAN.figures[f"{wildcards.paper}/{wildcards.figure}"]
 
 
+def figure_module(wildcards):
+    return PLAN.figure_modules[f"{wildcards.paper}/{wildcards.figure}"]
+
+
 def figure_caption(wildcards):
     figures = PLAN.experiments[feeding_experiment(wildcards)].spec["figures"]
     return figures[wildcards.figure]["caption"]

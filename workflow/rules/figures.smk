@@ -22,6 +22,9 @@ rule figure:
     params:
         caption=figure_caption,
         experiment=feeding_experiment,
-        fingerprint=stage_fingerprint("figures.draw"),
+        module=figure_module,
+        fingerprint=lambda wildcards: stage_fingerprint(
+            "figures.draw", f"figures.{figure_module(wildcards)}"
+        ),
     script:
         "../scripts/draw_figure.py"

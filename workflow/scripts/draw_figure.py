@@ -14,6 +14,7 @@ def main() -> None:
     wildcards, output = snakemake.wildcards, snakemake.output
     draw_figure(
         f"{wildcards.paper}/{wildcards.figure}",
+        snakemake.params.module,
         load_experiment(Path(snakemake.input[0]).parent),
         [Path(output.svg), Path(output.png)],
         Path(output.numbers),
