@@ -6,7 +6,13 @@ import pandas as pd
 import pytest
 
 from sgdphases.claims import l2, l2_theory
-from sgdphases.claims.evaluate import MEASURES, NOT_RUN, command_for, evaluate_claims
+from sgdphases.claims.evaluate import (
+    MEASURES,
+    NOT_REPRODUCED,
+    NOT_RUN,
+    command_for,
+    evaluate_claims,
+)
 from sgdphases.claims.types import ClaimMeasure
 from sgdphases.figures import l2 as figures
 from sgdphases.figures import style
@@ -289,7 +295,12 @@ def test_claims_of_auto_l2(automatic):
     assert l2.constant_advantage(automatic).value == pytest.approx(-0.03, abs=0.01)
     slow = automatic.history["run_id"] == "run0"
     automatic.history.loc[slow, "step"] *= 1000
-    assert np.isnan(l2.auto_is_faster(automatic).value)
+    late = l2.auto_is_faster(automatic)
+    assert late.value == pytest.approx(0.03, abs=0.01)
+    assert late.unmet == "AutoL2 is not faster"
+    claims = evaluate_claims({"l2/auto_l2": automatic}).set_index("id")
+    assert claims.loc["L2-29", "verdict"] == NOT_REPRODUCED
+    assert claims.loc["L2-29", "detail"].startswith("AutoL2 is not faster; AutoL2 0.9")
 
 
 def test_auto_l2_rests_as_the_paper_says():
@@ -311,6 +322,7 @@ def test_the_least_training_loss(sweep):
     # Runs that end before do not count.
     short = sweep.runs["weight_decay"].between(1e-9, 3e-3)
     sweep.runs.loc[short, "steps"] //= 5
+    assert not measured.unmet
     assert measured.detail.startswith("12 of 12")
     assert l2.least_loss_time(sweep).detail.startswith("6 of 6")
     # Runs whose loss comes back to where it started belong to it.
@@ -320,7 +332,7 @@ def test_the_least_training_loss(sweep):
     sweep.history["train_loss"] = 1 / (1 + sweep.history["step"])
     last = sweep.history.groupby("run_id")["train_loss"].last()
     sweep.runs["final_train_loss"] = last.reindex(sweep.runs["run_id"]).to_numpy()
-    assert np.isnan(l2.least_loss_time(sweep).value)
+    assert l2.least_loss_time(sweep).unmet == "not every loss rises after its least"
 
 
 def test_the_ratio_farthest_from_one():

@@ -89,8 +89,12 @@ def _score(
         "measured": measurement.value,
         "ci_low": measurement.ci_low,
         "ci_high": measurement.ci_high,
-        "verdict": verdict_of(measurement.value, measure.low, measure.high),
-        "detail": measurement.detail,
+        "verdict": (
+            NOT_REPRODUCED
+            if measurement.unmet
+            else verdict_of(measurement.value, measure.low, measure.high)
+        ),
+        "detail": "; ".join(filter(None, (measurement.unmet, measurement.detail))),
     }
 
 

@@ -214,7 +214,7 @@ def shrinking_spread(tables: ExperimentTables) -> Measurement:
 
 
 def least_loss_time(tables: ExperimentTables) -> Measurement:
-    """t·ηλ of the least training loss, geometric mean; NaN unless the loss rises after it."""
+    """t·ηλ of the least training loss, geometric mean; the loss must rise after it."""
     runs = tables.runs[(tables.runs["weight_decay"] > 0) & (tables.runs["status"] != "diverged")]
     # A run that is given less than 1/(ηλ) may end before its loss is least.
     time = runs["steps"] * runs["learning_rate"] * runs["weight_decay"]
@@ -237,21 +237,21 @@ def least_loss_time(tables: ExperimentTables) -> Measurement:
     rises = final > 1.05 * least["train_loss"].to_numpy(float)
     detail = f"{rises.sum()} of {len(rises)} runs end above 1.05 of their least loss"
     mean = float(np.exp(np.log(times).mean()))
-    return Measurement(
-        mean if rises.all() else np.nan, float(times.min()), float(times.max()), detail
-    )
+    unmet = "" if rises.all() else "not every loss rises after its least"
+    return Measurement(mean, float(times.min()), float(times.max()), detail, unmet)
 
 
 def nonzero_optimum(tables: ExperimentTables) -> Measurement:
-    """The best weight decay; NaN unless it beats 0 and peaks before training accuracy 1."""
+    """The best weight decay, which must beat 0 and peak before training accuracy 1."""
     runs = with_peaks(tables)
     best = runs.iloc[int(runs["max_test_accuracy"].argmax())]
     without = runs.loc[runs["weight_decay"] == 0, "max_test_accuracy"].max()
     reached = first_reached(tables, 1.0)["step"].reindex([best["run_id"]]).iloc[0]
     is_before = np.isnan(reached) or best["peak_step"] < reached
-    holds = best["max_test_accuracy"] > without and is_before
+    failed = [] if best["max_test_accuracy"] > without else ["it is not better than without L2"]
+    failed += [] if is_before else ["its accuracy peaks only after training accuracy 1"]
     detail = f"accuracy {best['max_test_accuracy']:.4f} there, {without:.4f} without L2"
-    return Measurement(float(best["weight_decay"]) if holds else np.nan, detail=detail)
+    return Measurement(float(best["weight_decay"]), detail=detail, unmet="; ".join(failed))
 
 
 def homogeneity(tables: ExperimentTables) -> Measurement:
@@ -286,7 +286,7 @@ def kernel_decay_rate(tables: ExperimentTables) -> Measurement:
 def kernel_and_network(tables: ExperimentTables) -> Measurement:
     """Largest relative distance of a network's loss from its k = 2 kernel's, up to the least loss.
 
-    NaN unless the network ends at a smaller loss than the kernel, whose output goes to 0.
+    The network must end at a smaller loss than the kernel, whose output goes to 0.
     """
     by_width = tables.runs.sort_values("width")
     network, kernel = by_width.iloc[-1], by_width.iloc[0]
@@ -302,8 +302,8 @@ def kernel_and_network(tables: ExperimentTables) -> Measurement:
         f"end {measured[-1] / predicted[0]:.3f} (network), {predicted[-1] / predicted[0]:.3f} "
         "(kernel) of it"
     )
-    stays = measured[-1] < predicted[-1]
-    return Measurement(float(distance.max()) if stays else np.nan, detail=detail)
+    unmet = "" if measured[-1] < predicted[-1] else "the network ends at no smaller loss"
+    return Measurement(float(distance.max()), detail=detail, unmet=unmet)
 
 
 def measured_constant(tables: ExperimentTables) -> Measurement:
@@ -373,12 +373,15 @@ def tuned_over_predicted(tables: ExperimentTables) -> Measurement:
 
 
 def fixed_time_optimum(tables: ExperimentTables) -> Measurement:
-    """Best accuracy at a fixed training time; NaN unless the weight decay there is 5e-4."""
+    """Best accuracy at a fixed training time, which must be at weight decay 5e-4."""
     fixed, _, _ = split_schedule(tables.runs)
     best = fixed.iloc[int(fixed["max_test_accuracy"].argmax())]
     is_there = bool(np.isclose(best["weight_decay"], 5e-4))
-    accuracy = float(best["max_test_accuracy"])
-    return Measurement(accuracy if is_there else np.nan, detail=f"λ = {best['weight_decay']:g}")
+    return Measurement(
+        float(best["max_test_accuracy"]),
+        detail=f"λ = {best['weight_decay']:g}",
+        unmet="" if is_there else "the best weight decay is not 5e-4",
+    )
 
 
 def predicted_time_accuracy(tables: ExperimentTables) -> Measurement:
@@ -429,7 +432,7 @@ def auto_advantage(tables: ExperimentTables) -> Measurement:
 
 
 def auto_is_faster(tables: ExperimentTables) -> Measurement:
-    """The same; NaN unless AutoL2 comes sooner to the constant weight decay's peak."""
+    """The same; AutoL2 must come sooner to the constant weight decay's peak."""
     advantage, detail = _auto_advantage(tables)
     runs, decay = tables.runs, best_constant(tables.runs)
     is_constant = (runs["weight_decay_rule"] == "constant") & (runs["weight_decay"] == decay)
@@ -439,7 +442,8 @@ def auto_is_faster(tables: ExperimentTables) -> Measurement:
     constant = first.reindex(runs.loc[is_constant, "run_id"]).min()
     automatic = first.reindex(runs.loc[runs["weight_decay_rule"] == "auto_l2", "run_id"]).min()
     detail += f"; within {PEAK_MARGIN} of the latter after {automatic:g} and {constant:g} steps"
-    return Measurement(advantage if automatic < constant else np.nan, detail=detail)
+    unmet = "" if automatic < constant else "AutoL2 is not faster"
+    return Measurement(advantage, detail=detail, unmet=unmet)
 
 
 def constant_advantage(tables: ExperimentTables) -> Measurement:

@@ -58,7 +58,7 @@ def late_rate(tables: ExperimentTables) -> Measurement:
 def decay_time(tables: ExperimentTables) -> Measurement:
     """Time at which a mode far above λ has fallen to half, over ln(g/2λ)/2λ, at degree 2.
 
-    NaN unless the mode first rose to 1 − 1/e in about 1/g, before it fell.
+    The mode must first rise to 1 − 1/e in about 1/g, before it falls.
     """
     ratios, rises = [], []
     for line in _lines(tables, degree=2):
@@ -76,7 +76,8 @@ def decay_time(tables: ExperimentTables) -> Measurement:
         raise ValueError("no mode far above the weight decay")
     in_order = all(0.5 <= rise <= 2 for rise in rises)
     detail = f"rise after {', '.join(f'{rise:.3g}' for rise in rises)} times 1/g"
-    return Measurement(farthest(ratios) if in_order else np.nan, detail=detail)
+    unmet = "" if in_order else "a mode does not rise in about 1/g before it falls"
+    return Measurement(farthest(ratios), detail=detail, unmet=unmet)
 
 
 def linear_limit(tables: ExperimentTables) -> Measurement:

@@ -8,12 +8,22 @@ from sgdphases.tables import ExperimentTables
 
 @dataclass(frozen=True)
 class Measurement:
-    """A measured value, its interval where there is one, and how it came about."""
+    """A measured value, its interval where there is one, and how it came about.
+
+    Attributes:
+        value: The value.
+        ci_low: Lower end of its interval.
+        ci_high: Upper end.
+        detail: How it came about.
+        unmet: What else the claim says that does not hold, in words: whatever the value, the claim
+            is then not reproduced. Empty where all holds.
+    """
 
     value: float
     ci_low: float | None = None
     ci_high: float | None = None
     detail: str = ""
+    unmet: str = ""
 
 
 @dataclass(frozen=True)
