@@ -193,6 +193,19 @@ def test_peaks_of_a_sweep(sweep):
     np.testing.assert_allclose(decaying["peak_epochs"], decaying["peak_step"] / PER_EPOCH)
     assert runs.loc[runs["weight_decay"] == 5.0, ["learned"]].to_numpy().tolist() == [[False]]
     assert runs.loc[runs["weight_decay"] == 5.0, "peak_step"].isna().all()
+    assert (decaying["best_step"] >= decaying["peak_step"]).all()
+    highest = decaying["best_step"] * decaying["learning_rate"] * decaying["weight_decay"]
+    np.testing.assert_allclose(highest, CONSTANT, rtol=0.1)
+    assert (runs["best_step"].isna() == runs["peak_step"].isna()).all()
+
+
+def test_the_maximum_itself_may_come_later_than_what_is_within_the_margin(sweep):
+    before = with_peaks(sweep).set_index("run_id").loc["run1"]
+    late = sweep.history.index[sweep.history["run_id"] == "run1"][-2]
+    sweep.history.loc[late, "test_accuracy"] = before["max_test_accuracy"] + 0.001
+    after = with_peaks(sweep).set_index("run_id").loc["run1"]
+    assert after["best_step"] == sweep.history.loc[late, "step"] > before["best_step"]
+    assert after["peak_step"] <= before["peak_step"]
 
 
 def test_accuracy_within_a_budget_and_at_a_training_accuracy(sweep):

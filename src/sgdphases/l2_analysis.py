@@ -24,7 +24,8 @@ def with_peaks(tables: ExperimentTables) -> pd.DataFrame:
     Returns:
         The runs with further columns: `learned`, whether the run stayed finite and reached half of
         the best accuracy of the grid; `peak_step` and `peak_epochs`, null where the run has not
-        learned or its accuracy is still highest at its last measurement.
+        learned or its accuracy is still highest at its last measurement; `best_step`, the first
+        step of the highest accuracy itself, null where `peak_step` is.
     """
     runs = tables.runs.copy()
     runs["learned"] = (runs["status"] != "diverged") & (
@@ -39,6 +40,10 @@ def with_peaks(tables: ExperimentTables) -> pd.DataFrame:
             steps.append(np.nan)
     runs["peak_step"] = steps
     runs["peak_epochs"] = runs["peak_step"] / runs["steps_per_epoch"]
+    ordered = tables.history.dropna(subset="test_accuracy").sort_values("step", kind="stable")
+    best = ordered.loc[ordered.groupby("run_id")["test_accuracy"].idxmax()].set_index("run_id")
+    runs["best_step"] = best["step"].reindex(runs["run_id"]).to_numpy(float)
+    runs["best_step"] = runs["best_step"].where(runs["peak_step"].notna())
     return runs
 
 
