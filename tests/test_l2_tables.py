@@ -195,7 +195,7 @@ def test_peaks_of_a_sweep(sweep):
     assert runs.loc[runs["weight_decay"] == 5.0, "peak_step"].isna().all()
     assert (decaying["best_step"] >= decaying["peak_step"]).all()
     highest = decaying["best_step"] * decaying["learning_rate"] * decaying["weight_decay"]
-    np.testing.assert_allclose(highest, CONSTANT, rtol=0.1)
+    np.testing.assert_allclose(highest, CONSTANT, rtol=0.2)
     assert (runs["best_step"].isna() == runs["peak_step"].isna()).all()
 
 
