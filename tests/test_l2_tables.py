@@ -261,6 +261,17 @@ def test_the_falls_of_auto_l2(automatic):
     assert best_constant(automatic.runs) == 0.01
 
 
+def test_axes_of_less_than_two_decades_name_1_2_and_5(sweep):
+    figure, _ = figures.PLOTS["l2/fig2a"](sweep)
+    (axis,) = figure.axes
+    figure.canvas.draw()
+    low, high = axis.get_xlim()
+    assert low < 0.001 < 0.03 < high < 100 * low
+    ticks = zip(axis.get_xticks(minor=True), axis.get_xticklabels(minor=True), strict=True)
+    named = [text.get_text() for place, text in ticks if low < place < high]
+    assert named == ["0.002", "0.005", "0.02"]
+
+
 # --- claims ---------------------------------------------------------------------------------------
 
 
