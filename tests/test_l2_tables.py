@@ -263,6 +263,7 @@ def test_the_falls_of_auto_l2(automatic):
 
 def test_axes_of_less_than_two_decades_name_1_2_and_5(sweep):
     figure, _ = figures.PLOTS["l2/fig2a"](sweep)
+    style.label_short_axes(figure)
     (axis,) = figure.axes
     figure.canvas.draw()
     low, high = axis.get_xlim()

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from sgdphases.figures.saving import save_figure
-from sgdphases.figures.style import apply_style
+from sgdphases.figures.style import apply_style, label_short_axes
 from sgdphases.tables import ExperimentTables
 
 Plot = Callable[[ExperimentTables], tuple[Figure, pd.DataFrame]]
@@ -38,4 +38,5 @@ def draw_figure(
     """
     apply_style()
     figure, plotted = plots_of(module)[name](tables)
+    label_short_axes(figure)
     save_figure(figure, plotted, pictures, numbers)

@@ -5,14 +5,13 @@ Times are in epochs, as in the paper; λ is the coefficient of L2.
 Reference: Lewkowycz and Gur-Ari, On the training dynamics of deep networks with L2 regularization.
 """
 
-import functools
 from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import NullFormatter
 from numpy.typing import ArrayLike
 
 from sgdphases.figures.style import (
@@ -76,28 +75,6 @@ def _guide(axis: Axes, x: ArrayLike, y: ArrayLike) -> None:
 def _legend(axis: Axes, title: str) -> None:
     if len(axis.get_legend_handles_labels()[0]) > 1:
         axis.legend(title=title, loc="center left", bbox_to_anchor=(1.0, 0.5))
-
-
-def _label_short_axes(figure: Figure) -> None:
-    """Name 1, 2 and 5 of each decade on logarithmic axes of less than two decades, as numbers."""
-    for axis in figure.axes:
-        for part, limits in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, axis.get_ylim())):
-            is_marked = isinstance(part.get_minor_formatter(), NullFormatter)
-            if part.get_scale() != "log" or is_marked or limits[1] >= 100 * limits[0]:
-                continue
-            part.set_minor_locator(LogLocator(subs=(2, 5)))
-            for set_formatter in (part.set_major_formatter, part.set_minor_formatter):
-                set_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def _with_short_axes_labelled(plot: Plot) -> Plot:
-    @functools.wraps(plot)
-    def labelled(tables: ExperimentTables) -> tuple[Figure, pd.DataFrame]:
-        figure, plotted = plot(tables)
-        _label_short_axes(figure)
-        return figure, plotted
-
-    return labelled
 
 
 def _selected(tables: ExperimentTables, batch_norm: bool | None) -> ExperimentTables:
@@ -649,7 +626,7 @@ def plot_kernel_and_network(tables: ExperimentTables) -> tuple[Figure, pd.DataFr
     return figure, plotted
 
 
-_PLOTS: dict[str, Plot] = {
+PLOTS: dict[str, Plot] = {
     "l2/fig1a": plot_schedule,
     "l2/fig1b": plot_prediction,
     "l2/fig1c": plot_auto_l2,
@@ -686,4 +663,3 @@ _PLOTS: dict[str, Plot] = {
     "l2/figS12": plot_weight_scales,
     "l2/thm1": plot_kernel_decay,
 }
-PLOTS: dict[str, Plot] = {name: _with_short_axes_labelled(plot) for name, plot in _PLOTS.items()}
