@@ -522,3 +522,14 @@ def test_the_kernels_decay_is_compared_with_the_theorem():
     assert l2.kernel_decay_rate(tables).value == pytest.approx(1)
     _, plotted = figures.plot_kernel_decay(tables)
     np.testing.assert_allclose(plotted["relative_eigenvalue"], plotted["predicted"])
+    # A narrower network, and what comes after the kernel should have fallen to 1/e, do not count.
+    narrow = history.assign(run_id="b", ntk_top_eigenvalue=7.0 * np.exp(-0.05 * times))
+    history.loc[times > 1 / (2 * 0.05), "ntk_top_eigenvalue"] = 2.0
+    both = pd.concat([runs, runs.assign(run_id="b", width=50)], ignore_index=True)
+    tables = ExperimentTables(SPEC, both, pd.concat([history, narrow], ignore_index=True), None)
+    measured = l2.kernel_decay_rate(tables)
+    assert measured.value == pytest.approx(1)
+    assert measured.detail.startswith("by width 50: 0.500 to 0.500, 100: 1.000 to 1.000; over")
+    few = tables.history[tables.history["physical_time"] < 4]
+    with pytest.raises(ValueError, match="fewer than three"):
+        l2.kernel_decay_rate(ExperimentTables(SPEC, both, few, None))

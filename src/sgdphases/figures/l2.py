@@ -573,11 +573,12 @@ def _write_values(axis: Axes, plane: pd.DataFrame) -> None:
 
 
 def plot_kernel_decay(tables: ExperimentTables) -> tuple[Figure, pd.DataFrame]:
-    """Theorem 1: decay of the kernel's top eigenvalue, by depth."""
+    """Theorem 1: decay of the kernel's top eigenvalue, by depth and width."""
     runs = tables.runs[tables.runs["seed"] == tables.runs["seed"].min()]
     history = tables.history.drop(columns="weight_decay", errors="ignore")
     plotted = history.dropna(subset="ntk_top_eigenvalue").merge(
-        runs[["run_id", "depth", "weight_decay", "initial_ntk_top_eigenvalue"]], on="run_id"
+        runs[["run_id", "depth", "width", "weight_decay", "initial_ntk_top_eigenvalue"]],
+        on="run_id",
     )
     plotted["relative_eigenvalue"] = (
         plotted["ntk_top_eigenvalue"] / plotted["initial_ntk_top_eigenvalue"]
@@ -587,20 +588,21 @@ def plot_kernel_decay(tables: ExperimentTables) -> tuple[Figure, pd.DataFrame]:
     figure, (axis,) = panels(1, height=3.0)
     depths = np.unique(plotted["depth"])
     for depth, color in zip(depths, ordered_colors(depths), strict=True):
-        line = plotted[plotted["depth"] == depth].sort_values("step")
-        axis.plot(
-            line["physical_time"],
-            line["relative_eigenvalue"],
-            color=color,
-            marker="o",
-            label=f"k = {depth}",
-        )
+        lines = plotted[plotted["depth"] == depth].sort_values("step")
+        for (width, line), marker in zip(lines.groupby("width"), "o^sD", strict=False):
+            axis.plot(
+                line["physical_time"],
+                line["relative_eigenvalue"],
+                color=color,
+                marker=marker,
+                label=f"k = {depth}, width {width}",
+            )
         axis.plot(line["physical_time"], line["predicted"], color=color, linestyle=_DASHED)
     axis.set(xlabel="time t·η", ylabel="top kernel eigenvalue / start", yscale="log")
     axis.set_xlim(left=0)
     axis.legend(loc="best")
-    columns = ["run_id", "depth", "step", "physical_time", "relative_eigenvalue", "predicted"]
-    return figure, plotted[columns]
+    columns = ["run_id", "depth", "width", "step", "physical_time"]
+    return figure, plotted[[*columns, "relative_eigenvalue", "predicted"]]
 
 
 def plot_kernel_and_network(tables: ExperimentTables) -> tuple[Figure, pd.DataFrame]:
