@@ -1,5 +1,5 @@
 # make: set up .venv and compute the atlas.  make test: run the tests, but for the slow ones, which
-# make test-slow runs.  make lint: check the code.
+# make test-slow runs, and those on a Slurm, which make test-slurm runs.  make lint: check the code.
 PYTHON ?= python3
 CORES ?= all
 # Add peers to compare with PyTorch, flax and equinox too.
@@ -12,7 +12,7 @@ PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses 
 # An empty value keeps pip from asking for a newer version of itself.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: all report test test-slow lint format clean
+.PHONY: all report test test-slow test-slurm lint format clean
 
 all: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES)
@@ -27,6 +27,10 @@ test: $(VENV)/.installed-test
 
 test-slow: $(VENV)/.installed-test
 	$(PYTEST) -m slow $(PYTEST_ARGS)
+
+# Starts a Slurm of its own, as root on Debian with its packages; elsewhere it skips and says why.
+test-slurm: $(VENV)/.installed-test
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -p no:xdist --exitfirst tests/slurm $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -43,9 +43,16 @@ include: "workflow/rules/claims.smk"
 keep_sources()
 
 
+# Seconds each: on a cluster, not worth a job.
 localrules:
     all,
     spec,
+    curvature,
+    time_constant,
+    prediction,
+    figure,
+    sample_sheet,
+    claims,
 
 
 rule all:

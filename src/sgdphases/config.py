@@ -84,6 +84,7 @@ class Config:
         data: embedded or published.
         manual_dir: Folder with already downloaded official files, or None.
         results_dir: Folder that results are written to.
+        accelerator: auto, cpu, gpu or tpu: what jobs compute on.
     """
 
     scale: str
@@ -91,6 +92,7 @@ class Config:
     data: str
     manual_dir: str | None
     results_dir: str
+    accelerator: str
 
 
 def read_config(raw: Mapping[str, Any]) -> Config:

@@ -24,6 +24,8 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sgdphases.errors import InputError
+
 logger = logging.getLogger(__name__)
 
 RUN_AXIS = "runs"
@@ -58,6 +60,36 @@ def use_cpu_devices(threads: int) -> None:
     is_chosen = _DEVICE_COUNT_FLAG in os.environ.get("XLA_FLAGS", "")
     if not is_chosen and os.environ.get("JAX_NUM_CPU_DEVICES") is None:
         _configure(jax_num_cpu_devices=threads)
+
+
+def check_accelerator(accelerator: str) -> dict[str, str | int]:
+    """See what JAX computes on, and log it.
+
+    Args:
+        accelerator: What was asked for: auto, cpu, gpu or tpu.
+
+    Returns:
+        `device`, its kind as the maker calls it, and `num_devices`.
+
+    Raises:
+        InputError: JAX finds no such device.
+    """
+    try:
+        devices = jax.local_devices()
+    except RuntimeError as error:
+        found = str(error).splitlines()[0]
+        devices = []
+    else:
+        found = f"JAX finds {devices[0].platform} alone"
+    if not devices or accelerator not in ("auto", devices[0].platform):
+        package = {"gpu": "jax[cuda12]", "tpu": "jax[tpu]"}.get(accelerator, "jax")
+        raise InputError(
+            f"accelerator: {accelerator!r}: there is none on {platform.node()} ({found}); allowed: "
+            f"a machine that has one, with {package} installed, or --config accelerator=cpu"
+        )
+    kind = str(devices[0].device_kind)
+    logger.info("computing on %d x %s (%s)", len(devices), kind, devices[0].platform)
+    return {"device": kind, "num_devices": len(devices)}
 
 
 def use_compilation_cache(folder: Path) -> bool:

@@ -114,12 +114,19 @@ def read_notes(folder: Path, version: str) -> list[Shard]:
     return shards
 
 
-def write_note(folder: Path, items: Mapping[str, Record], version: str) -> None:
+def write_note(
+    folder: Path,
+    items: Mapping[str, Record],
+    version: str,
+    device: Mapping[str, str | int] | None = None,
+) -> None:
     """Leave the note of a finished shard in its folder, atomically.
 
     Args:
         folder: The shard's folder.
         items: The items that were computed, by name, in their order.
         version: Version of the code that computed them.
+        device: What they were computed on, `device` and `num_devices`; nothing depends on it.
     """
-    write_text(json.dumps({"version": version, "items": dict(items)}), folder / NOTE_NAME)
+    note = {"version": version, **(device or {}), "items": dict(items)}
+    write_text(json.dumps(note), folder / NOTE_NAME)

@@ -1,4 +1,5 @@
 # What all rules share: the plan, and where things are.
+from sgdphases.accelerators import requested_devices
 from sgdphases.config import execution_settings, published_spec, run_settings
 from sgdphases.fingerprint import stage_fingerprint
 from sgdphases.scripting import ending_on_bad_input
@@ -16,6 +17,9 @@ with ending_on_bad_input():
 
 RESULTS = PLAN.config.results_dir
 LOGS = f"{RESULTS}/logs"
+BENCHMARKS = f"{RESULTS}/benchmarks"
+# What a rule that computes on an accelerator asks for.
+DEVICES = requested_devices(PLAN.config.accelerator)
 EXPERIMENT = f"{RESULTS}/experiments/{{paper}}/{{experiment}}"
 THEORY = [
     name for name, plan in PLAN.experiments.items() if plan.spec["kind"] == "theory"

@@ -8,13 +8,20 @@ rule curvature_shard:
         f"{EXPERIMENT}/curvature_shards/{{shard}}/curvature.parquet",
     log:
         f"{LOGS}/{{paper}}/{{experiment}}/curvature_{{shard}}.log",
+    benchmark:
+        f"{BENCHMARKS}/{{paper}}/{{experiment}}/curvature_{{shard}}.tsv"
     conda:
         "../../environment.yml"
+    resources:
+        **DEVICES,
     params:
         settings=lambda wildcards: run_settings(plan_of(wildcards).spec),
         networks=lambda wildcards: dict(
             plan_of(wildcards).curvature_shards[wildcards.shard].items
         ),
+        # With `input` among its arguments, a change of them reruns nothing.
+        cache=lambda wildcards, input: f"{RESULTS}/cache",
+        accelerator=lambda wildcards, input: PLAN.config.accelerator,
         fingerprint=stage_fingerprint("curvature"),
     script:
         "../scripts/measure_curvature.py"

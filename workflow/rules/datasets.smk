@@ -12,6 +12,8 @@ rule dataset:
         manifest=f"{RESULTS}/datasets/{{dataset}}/manifest.json",
     log:
         f"{LOGS}/datasets/{{dataset}}.log",
+    benchmark:
+        f"{BENCHMARKS}/datasets/{{dataset}}.tsv"
     wildcard_constraints:
         dataset=none_of(GENERATED, "[A-Za-z0-9_-]+"),
     conda:

@@ -14,11 +14,15 @@ rule diffusion_model:
         losses=f"{DIFFUSION}/losses.parquet",
     log:
         f"{LOGS}/diffusion/{{dataset}}/model.log",
+    benchmark:
+        f"{BENCHMARKS}/diffusion/{{dataset}}/model.tsv"
     wildcard_constraints:
         dataset=one_of(GENERATED),
     conda:
         "../../environment.yml"
     threads: 8
+    resources:
+        **DEVICES,
     params:
         definition=lambda wildcards: diffusion_definition(
             wildcards, ["seed", "process", "network", "training"]
@@ -29,6 +33,7 @@ rule diffusion_model:
         ],
         scratch=lambda wildcards, input: f"{RESULTS}/scratch/diffusion/{wildcards.dataset}/model",
         cache=lambda wildcards, input: f"{RESULTS}/cache",
+        accelerator=lambda wildcards, input: PLAN.config.accelerator,
         fingerprint=stage_fingerprint("diffusion.training"),
     script:
         "../scripts/train_denoiser.py"
@@ -41,6 +46,8 @@ rule diffusion_shard:
         f"{DIFFUSION}/shards/{{index}}.npy",
     log:
         f"{LOGS}/diffusion/{{dataset}}/shard_{{index}}.log",
+    benchmark:
+        f"{BENCHMARKS}/diffusion/{{dataset}}/shard_{{index}}.tsv"
     wildcard_constraints:
         dataset=one_of(GENERATED),
         index="[0-9]+",
@@ -48,6 +55,8 @@ rule diffusion_shard:
         "../../environment.yml"
     # All of a small machine's: shards that run beside each other would share one GPU.
     threads: 8
+    resources:
+        **DEVICES,
     params:
         definition=lambda wildcards: diffusion_definition(
             wildcards, ["seed", "process", "sampling"]
@@ -56,6 +65,7 @@ rule diffusion_shard:
         size=lambda wildcards: shard_size(diffusion_definition(wildcards)),
         scratch=lambda wildcards, input: f"{RESULTS}/scratch/diffusion/{wildcards.dataset}/{wildcards.index}",
         cache=lambda wildcards, input: f"{RESULTS}/cache",
+        accelerator=lambda wildcards, input: PLAN.config.accelerator,
         fingerprint=stage_fingerprint("diffusion.sampling"),
     script:
         "../scripts/sample_shard.py"
@@ -99,16 +109,21 @@ rule diffusion_quality:
         f"{RESULTS}/datasets/{{dataset}}/quality.json",
     log:
         f"{LOGS}/diffusion/{{dataset}}/quality.log",
+    benchmark:
+        f"{BENCHMARKS}/diffusion/{{dataset}}/quality.tsv"
     wildcard_constraints:
         dataset=one_of(GENERATED),
     conda:
         "../../environment.yml"
     threads: 8
+    resources:
+        **DEVICES,
     params:
         definition=lambda wildcards: diffusion_definition(
             wildcards, ["seed", "quality"]
         ),
         cache=lambda wildcards, input: f"{RESULTS}/cache",
+        accelerator=lambda wildcards, input: PLAN.config.accelerator,
         fingerprint=stage_fingerprint("diffusion.quality"),
     script:
         "../scripts/measure_quality.py"

@@ -9,6 +9,8 @@ rule theory:
         history=f"{EXPERIMENT}/history.parquet",
     log:
         f"{LOGS}/{{paper}}/{{experiment}}/theory.log",
+    benchmark:
+        f"{BENCHMARKS}/{{paper}}/{{experiment}}/theory.tsv"
     wildcard_constraints:
         paper=one_of(name.split("/")[0] for name in THEORY),
         experiment=one_of(name.split("/")[1] for name in THEORY),

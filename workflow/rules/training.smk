@@ -17,8 +17,12 @@ rule training_shard:
         history=f"{EXPERIMENT}/training_shards/{{shard}}/history.parquet",
     log:
         f"{LOGS}/{{paper}}/{{experiment}}/training_{{shard}}.log",
+    benchmark:
+        f"{BENCHMARKS}/{{paper}}/{{experiment}}/training_{{shard}}.tsv"
     conda:
         "../../environment.yml"
+    resources:
+        **DEVICES,
     params:
         settings=lambda wildcards: run_settings(plan_of(wildcards).spec),
         runs=lambda wildcards: dict(
@@ -29,6 +33,7 @@ rule training_shard:
         execution=lambda wildcards, input: execution_settings(plan_of(wildcards).spec),
         checkpoints=lambda wildcards, input: f"{RESULTS}/scratch/{wildcards.paper}/{wildcards.experiment}/{wildcards.shard}",
         cache=lambda wildcards, input: f"{RESULTS}/cache",
+        accelerator=lambda wildcards, input: PLAN.config.accelerator,
         fingerprint=stage_fingerprint("training"),
     script:
         "../scripts/train_shard.py"

@@ -9,14 +9,17 @@ Scratch: checkpoints, deleted once the outputs are there.
 import os
 from pathlib import Path
 
+from sgdphases.accelerators import use_accelerator
 from sgdphases.scripting import run_script, use_threads
 
 
 def main() -> None:
     use_threads(snakemake.threads)
-    from sgdphases.devices import use_compilation_cache, use_cpu_devices
+    use_accelerator(snakemake.params.accelerator, snakemake.resources.get("gpu", 1))
+    from sgdphases.devices import check_accelerator, use_compilation_cache, use_cpu_devices
 
     use_cpu_devices(snakemake.threads)
+    device = check_accelerator(snakemake.params.accelerator)
     import pandas as pd
 
     from sgdphases.checkpoints import delete_checkpoints
@@ -56,7 +59,7 @@ def main() -> None:
     )
     write_parquet(shard.history, Path(snakemake.output.history))
     write_parquet(shard.runs, Path(snakemake.output.runs))
-    write_note(Path(snakemake.output.runs).parent, runs, snakemake.params.fingerprint)
+    write_note(Path(snakemake.output.runs).parent, runs, snakemake.params.fingerprint, device)
     delete_checkpoints(checkpoints)
 
 
