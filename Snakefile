@@ -1,4 +1,4 @@
-# The way of the data: datasets -> curvature -> training -> aggregation -> figures, claims;
+# The way of the data: datasets -> curvature -> training -> aggregation -> figures, claims, usage;
 # training -> prediction -> training of the experiments that take their weight decays from it.
 # Rules are in workflow/rules, one file per stage; what they run is in src/sgdphases.
 import sys
@@ -38,6 +38,7 @@ include: "workflow/rules/aggregation.smk"
 include: "workflow/rules/prediction.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/claims.smk"
+include: "workflow/rules/usage.smk"
 
 
 keep_sources()
@@ -53,6 +54,7 @@ localrules:
     figure,
     sample_sheet,
     claims,
+    usage,
 
 
 rule all:
@@ -61,3 +63,4 @@ rule all:
         tables=[experiment_tables(name) for name in PLAN.experiments],
         figures=[figure_files(name) for name in PLAN.figures],
         claims=[f"{RESULTS}/claims.parquet", f"{RESULTS}/claims.md"],
+        usage=f"{RESULTS}/usage.parquet",

@@ -2,9 +2,12 @@
 
 `sgdphases predict-l2 --experiment l2/estimate --budget-epochs 100 1000` trains what the experiment
 asks for, unless that has been done, and prints the weight decay for each budget.
+`sgdphases plan --config scale=paper` says how many runs and jobs the workflow has, and estimates
+hours and disk, before anything is submitted.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,6 +17,7 @@ from typing import Any
 import yaml
 
 from sgdphases.config import find_experiments, read_config
+from sgdphases.cost import Assumptions, describe_costs, estimate_costs
 from sgdphases.errors import InputError
 from sgdphases.prediction import (
     describe_prediction,
@@ -23,7 +27,7 @@ from sgdphases.prediction import (
 )
 from sgdphases.scripting import EXIT_BAD_INPUT
 from sgdphases.validation import read_yaml, suggest
-from sgdphases.workflow import EXPERIMENTS_FOLDER
+from sgdphases.workflow import EXPERIMENTS_FOLDER, make_plan
 
 _CONFIG_FILE = Path("config/config.yaml")
 
@@ -80,6 +84,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--cores", default="all", help="cores to use (default: all)")
     predict.set_defaults(run=predict_l2)
+    plan = commands.add_parser(
+        "plan",
+        help="count runs and jobs, and estimate hours and disk",
+        description="Count the runs and jobs of each experiment, and estimate the hours of GPUs "
+        "and the disk that they take. Nothing is run or written.",
+    )
+    plan.add_argument(
+        "--config",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="the workflow's configuration, as in snakemake --config; for example scale=paper",
+    )
+    plan.add_argument(
+        "--teraflops",
+        type=float,
+        default=Assumptions.teraflops,
+        help="what a device is assumed to compute, in 10^12 operations of matrix products a second "
+        "(default: %(default)g)",
+    )
+    plan.set_defaults(run=show_plan)
     return parser
 
 
@@ -121,6 +146,32 @@ def predict_l2(options: argparse.Namespace) -> int:
         return status
     prediction = with_budgets(read_prediction(file), options.budget_epochs, options.first_decay)
     print(describe_prediction(prediction))
+    return 0
+
+
+def show_plan(options: argparse.Namespace) -> int:
+    """Print what each experiment takes.
+
+    Args:
+        options: `config`, `teraflops`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        InputError: Something is wrong with the configuration or an experiment.
+    """
+    if not options.teraflops > 0:
+        raise InputError(f"--teraflops: {options.teraflops:g} is not allowed; allowed: above 0")
+    # Sizes are traced, nothing is computed: no need for the GPU that others may be using.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    plan = make_plan(_configuration(options.config))
+    assumptions = Assumptions(teraflops=options.teraflops)
+    print(
+        describe_costs(
+            estimate_costs(plan, assumptions), assumptions, Path(plan.config.results_dir)
+        )
+    )
     return 0
 
 

@@ -5,13 +5,14 @@
     tests/slurm/cluster.py status
     tests/slurm/cluster.py stop
 
-No systemd is needed. The nodes are slurmd processes: cpu1 in the partition `cpu`; gpu1, gpu2 and gpu3
-in `gpu`, and in `urgent`, whose jobs pre-empt and requeue those of `gpu`. Their GPUs are links to
-/dev/null, which Slurm counts and hands out like real ones. The daemons' configuration has to be in
-/etc/slurm; one that this script did not write is left alone, and nothing starts.
+No systemd is needed. The nodes are slurmd processes: cpu1 in the partition `cpu`; gpu1, gpu2 and
+gpu3 in `gpu`, and in `urgent`, whose jobs pre-empt and requeue those of `gpu`. Their GPUs are links
+to /dev/null, which Slurm counts and hands out like real ones. The daemons' configuration has to be
+in /etc/slurm; one that this script did not write is left alone, and nothing starts.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pwd
@@ -27,8 +28,8 @@ from pathlib import Path
 STATE = Path("/var/tmp/sgdphases-slurm")
 CONFIGURATION = Path("/etc/slurm")
 MARK = "# Written by tests/slurm/cluster.py of sgd-phases, which replaces and removes it."
-PACKAGES = "slurmctld slurmd slurmdbd slurm-client munge mariadb-server tini".split()
-PROGRAMS = "slurmctld slurmd slurmdbd sbatch munged mariadbd tini".split()
+PACKAGES = ["slurmctld", "slurmd", "slurmdbd", "slurm-client", "munge", "mariadb-server", "tini"]
+PROGRAMS = ["slurmctld", "slurmd", "slurmdbd", "sbatch", "munged", "mariadbd", "tini"]
 # Slurm takes the numbers it is told for the machine's.
 CPUS_OF_NODE, MEGABYTES_OF_NODE = 16, 512_000
 # GPUs of each node.
@@ -234,17 +235,22 @@ def start_database() -> None:
     """Start a database of its own for the accounting."""
     data, connection = STATE / "database", STATE / "run" / "mariadb.sock"
     subprocess.run(
-        ["mariadb-install-db", f"--datadir={data}", "--user=root", "--skip-test-db"]
-        + ["--auth-root-authentication-method=socket"],
+        [
+            *("mariadb-install-db", f"--datadir={data}", "--user=root", "--skip-test-db"),
+            "--auth-root-authentication-method=socket",
+        ],
         check=True,
         capture_output=True,
     )
     launch(
         "mariadbd",
-        ["mariadbd", "--no-defaults", "--user=root", f"--datadir={data}", f"--socket={connection}"]
-        + [f"--port={DATABASE_PORT}", "--bind-address=127.0.0.1"]
-        + [f"--pid-file={STATE}/run/mariadb.pid", "--innodb-flush-log-at-trx-commit=0"]
-        + ["--innodb-lock-wait-timeout=900", "--innodb-buffer-pool-size=64M"],
+        [
+            *("mariadbd", "--no-defaults", "--user=root", f"--datadir={data}"),
+            *(f"--socket={connection}", f"--pid-file={STATE}/run/mariadb.pid"),
+            *(f"--port={DATABASE_PORT}", "--bind-address=127.0.0.1"),
+            *("--innodb-flush-log-at-trx-commit=0", "--innodb-lock-wait-timeout=900"),
+            "--innodb-buffer-pool-size=64M",
+        ],
     )
     client = ["mariadb", "--no-defaults", f"--socket={connection}", "--user=root"]
     wait_for(lambda: succeeds(*client, "--execute=SELECT 1"), "mariadbd")
@@ -285,11 +291,9 @@ def end(pid: int, name: str) -> None:
     known = {program, "tini"} if program == "slurmd" else {program}
 
     def is_alive() -> bool:
-        try:
-            # A finished child of this process stays until it is waited for.
+        # A finished child of this process stays until it is waited for.
+        with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
-        except ChildProcessError:
-            pass
         try:
             return Path(f"/proc/{pid}/comm").read_text().strip() in known
         except OSError:

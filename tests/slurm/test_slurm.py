@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import cluster
 import pandas as pd
 import pytest
 import yaml
 
-import cluster
 from conftest import Result, Workspace, lay_out
 
 IMPATIENT = Path(__file__).with_name("impatient_snakemake.py")
@@ -66,8 +66,10 @@ def start(project: Workspace, name: str, *arguments: str) -> subprocess.Popen:
     """Start Snakemake with the profile; what it says goes to a file of that name."""
     log = (project.path / f"{name}.log").open("w")
     return subprocess.Popen(
-        [sys.executable, IMPATIENT, "--profile", "slurm", "--nocolor"]
-        + ["--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "10", *arguments],
+        [
+            *(sys.executable, IMPATIENT, "--profile", "slurm", "--nocolor", "--latency-wait", "10"),
+            *("--slurm-init-seconds-before-status-checks", "1", *arguments),
+        ],
         cwd=project.path,
         env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(project.path / "src")},
         stdout=log,
