@@ -524,9 +524,10 @@ def test_what_may_differ_within_a_program(load, hyperparameters, axis, programs)
     [
         ({}, {"depth": [1, 2], "activation": ["relu", "tanh"], "bias_scale": [None, 0]}, 8),
         ({}, {"richness": [0.5, 1.0], "loss_normalisation": ["per_class", "sum"]}, 4),
+        ({"loss": "cross_entropy"}, {"inverse_temperature": [1, 2]}, 2),
         ({}, {"parametrisation": ["standard", "mup"], "precision": ["float32", "float64"]}, 4),
         # The tangent kernel knows nothing of these.
-        ({"loss": "cross_entropy"}, {"inverse_temperature": [1, 2], "label_shift": [0, 1]}, 1),
+        ({"loss": "cross_entropy"}, {"momentum": [0, 0.5], "label_shift": [0, 1]}, 1),
         ({}, {"head_correlation": [None, 0.5], "linearize_at": [None, 3]}, 1),
         ({}, {"centered": [True, False], "weight_decay": [0, 1], "batch_size": [4, 8]}, 1),
         ({}, {"optimizer": ["sgd", "adam"]}, 1),

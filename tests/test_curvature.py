@@ -34,6 +34,7 @@ HYPERPARAMETERS = {
     "loss": "mean_squared_error",
     "loss_normalisation": "per_class",
     "richness": 1.0,
+    "inverse_temperature": 1.0,
     "precision": "float64",
     "seed": 0,
 }
@@ -247,6 +248,7 @@ def test_units_are_those_of_the_loss_that_is_trained(normalisation, parametrisat
     hyperparameters = {
         "loss_normalisation": normalisation,
         "richness": richness,
+        "inverse_temperature": 1.0,
         "parametrisation": parametrisation,
         "width": width,
     }

@@ -226,7 +226,8 @@ def test_agrees_with_matfree():
 
 def test_sharpness_of_a_perfect_fit_is_the_top_kernel_eigenvalue():
     """Without residuals the Hessian is the Gauss–Newton matrix; λ₀ is in the same units."""
-    hyperparameters = {**HYPERPARAMETERS, "loss_normalisation": "per_class", "richness": 2.5}
+    changes = {"loss_normalisation": "per_class", "richness": 2.5, "inverse_temperature": 1.0}
+    hyperparameters = {**HYPERPARAMETERS, **changes}
     network = build_network(hyperparameters, (4,), 3)
     parameters = network.init(jax.random.key(0))
     inputs = jnp.asarray(np.random.default_rng(0).normal(size=(8, 4)))

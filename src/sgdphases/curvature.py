@@ -28,21 +28,22 @@ _LANCZOS_SEED = 0
 TOLERANCE = 3e-5
 
 # What networks of one compiled measurement may differ in.
-_NOT_COMPILED = ("network_id", "seed", "richness")
+_NOT_COMPILED = ("network_id", "seed", "richness", "inverse_temperature")
 
 
 def kernel_scale_of(hyperparameters: Mapping[str, Any], num_outputs: int, num_samples: int) -> Any:
     r"""The factor of the tangent kernel at which 2/λ₀ is a run's critical learning rate.
 
-    .. math:: \frac{s}{\gamma^2} \cdot (N \text{ in µP}), \quad
+    .. math:: s\,\frac{\beta^2}{\gamma^2} \cdot (N \text{ in µP}), \quad
         s = \frac{1}{k|B|},\ \frac{1}{|B|},\ 1
 
-    with the s of the loss's normalisation, the richness γ by which outputs are divided, and the
-    width N, by which every step of SGD in µP is multiplied.
+    with the s of the loss's normalisation, the richness γ by which outputs are divided, the inverse
+    temperature β by which logits are multiplied, and the width N, by which every step of SGD in µP
+    is multiplied.
 
     Args:
-        hyperparameters: `loss_normalisation`, `richness` (which may be a traced value),
-            `parametrisation`, `width`.
+        hyperparameters: `loss_normalisation`, `richness` and `inverse_temperature` (which may be
+            traced values), `parametrisation`, `width`.
         num_outputs: k.
         num_samples: |B|, the samples that the kernel is taken over.
 
@@ -50,13 +51,15 @@ def kernel_scale_of(hyperparameters: Mapping[str, Any], num_outputs: int, num_sa
         The factor of Σ_p ∂_p f ∂_p f.
 
     Reference:
-        Catapult paper, SM A; richness paper, eqs. 10–14; catalogue items 1.2 and 1.3.
+        Catapult paper, SM A; richness paper, eqs. 10–14; temperature paper, eq. 5; catalogue items
+        1.2, 1.3 and 64.
     """
     scale = kernel_scale(hyperparameters["loss_normalisation"], num_outputs, num_samples)
     if hyperparameters["parametrisation"] in ("mup", "depth_mup"):
         scale *= hyperparameters["width"]
-    # Divided twice, not by a square, which may overflow where the result does not.
-    return scale / hyperparameters["richness"] / hyperparameters["richness"]
+    # Multiplied twice, not by a square, which may overflow where the result does not.
+    factor = hyperparameters["inverse_temperature"] / hyperparameters["richness"]
+    return scale * factor * factor
 
 
 def ntk_product(

@@ -23,14 +23,15 @@ from sgdphases.validation import (
 # Where a learning rate's unit is kept in a run: "absolute", or "critical" for units of 2/lambda_0.
 LEARNING_RATE_UNIT = "learning_rate_relative_to"
 # Of the common hyperparameters, those that define a network at initialisation, and with it its
-# curvature; those of the model all do. Centring, a second head and the inverse temperature change
-# outputs or loss, and not the tangent kernel.
+# curvature; those of the model all do. Centring and a second head change the outputs, and not the
+# tangent kernel.
 NETWORK_HYPERPARAMETERS = (
     "model",
     "parametrisation",
     "weight_scale",
     "bias_scale",
     "richness",
+    "inverse_temperature",
     "loss",
     "loss_normalisation",
     "precision",

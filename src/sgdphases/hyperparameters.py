@@ -85,7 +85,9 @@ def complete_run(setting: Mapping[str, Any]) -> dict[str, Any]:
     if run["loss_normalisation"] is None:
         run["loss_normalisation"] = _LOSS_NORMALISATIONS[run["loss"]]
     if run["precision"] is None:
-        run["precision"] = "float64" if run["richness"] < FLOAT64_RICHNESS else "float32"
+        # An inverse temperature is a richness upside down.
+        richness = run["richness"] / run["inverse_temperature"]
+        run["precision"] = "float64" if richness < FLOAT64_RICHNESS else "float32"
     order = [*schemas, LEARNING_RATE_UNIT]
     return {name: run[name] for name in order if name in run}
 

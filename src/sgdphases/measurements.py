@@ -193,7 +193,7 @@ def top_kernel_eigenvalue(
         shape: Hyperparameters that the runs of a program share, as pairs.
         num_lanczos_steps: Products per measurement.
     """
-    hyperparameters = {**dict(shape), "richness": 1.0}
+    hyperparameters = {**dict(shape), "richness": 1.0, "inverse_temperature": 1.0}
 
     def measure(member: Member, samples: dict[str, Samples]) -> Values:
         inputs, targets = samples["batch"].inputs, samples["batch"].targets
@@ -203,7 +203,7 @@ def top_kernel_eigenvalue(
             member.state.parameters,
             inputs,
             num_lanczos_steps,
-            scale / jnp.square(member.hyper.richness),
+            scale * jnp.square(member.hyper.inverse_temperature / member.hyper.richness),
         )
         return {"ntk_top_eigenvalue": value}
 
