@@ -63,6 +63,15 @@ THEORY_MODELS = {
     "wide_spectrum": ("num_modes", "spectrum_exponent", "weight_decay", "homogeneity_degree"),
     "deep_linear": ("width", "weight_decay"),
     "ridge": ("num_samples", "input_dim", "weight_decay"),
+    "softmax_kernel": (
+        "num_samples",
+        "num_classes",
+        "inverse_temperature",
+        "logit_scale",
+        "displacement_l2",
+        "momentum",
+    ),
+    "quartic": ("momentum",),
 }
 _THEORY_OPTIMIZERS = ("sgd", "sign_sgd")
 _MOST_TOY_DEPTH = 63

@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sgdphases.claims import catapult, catapult_theory, l2, l2_theory, richness_theory
+from sgdphases.claims import (
+    catapult,
+    catapult_theory,
+    l2,
+    l2_theory,
+    richness_theory,
+    temperature_theory,
+)
 from sgdphases.claims.types import ClaimMeasure
 from sgdphases.storage import write_text
 from sgdphases.tables import ExperimentTables
@@ -20,6 +27,7 @@ MEASURES: dict[str, ClaimMeasure] = {
     **richness_theory.MEASURES,
     **l2_theory.MEASURES,
     **l2.MEASURES,
+    **temperature_theory.MEASURES,
 }
 
 _NUMBERS = ("low", "high", "measured", "ci_low", "ci_high")
