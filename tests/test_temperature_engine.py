@@ -1,12 +1,23 @@
 """What the temperature paper needs of the engine."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
+from scipy.special import erf
 
+from sgdphases.alignment import ntk_gram
 from sgdphases.config import network_of
 from sgdphases.curvature import critical_learning_rates, measure_networks
 from sgdphases.datasets.loading import Dataset
+from sgdphases.errors import InputError
 from sgdphases.hyperparameters import complete_run
+from sgdphases.infinite_width import infinite_width_kernel
+from sgdphases.losses import NORMALISATIONS
+from sgdphases.models import build_network
 from sgdphases.training import Execution, train_shard
 
 SAMPLES, FEATURES, CLASSES = 12, 5, 3
@@ -91,3 +102,196 @@ def test_both_are_computed_in_double_precision_alike():
     for changes in ({"inverse_temperature": 2000.0}, {"richness": 5e-4}):
         assert make_run(precision=None, **changes)["precision"] == "float64"
     assert make_run(precision=None, inverse_temperature=100.0)["precision"] == "float32"
+
+
+OPTIONS = {
+    "num_samples": SAMPLES,
+    "linearized": False,
+    "infinite_width": False,
+    "shuffled_labels": None,
+}
+
+
+def measured(run, num_steps=1, **options):
+    measurements = {"timescales": {**OPTIONS, "linearized": True, **options}}
+    return train([run], stopping={"num_steps": num_steps}, measurements=measurements).history
+
+
+def dense_motion(run):
+    """Ż and Z̈_nl from Jacobians written out, the kernel's change by central differences."""
+    dataset = make_dataset()
+    network = build_network(
+        {k: v for k, v in run.items() if k != "run_id"}, dataset.input_shape, CLASSES
+    )
+    beta = run["inverse_temperature"]
+    flat, unravel = ravel_pytree(network.init(jax.random.key(run["seed"])))
+    inputs = jnp.asarray(dataset.train_inputs)
+
+    def logits(values):
+        return network.apply(unravel(values), inputs).ravel()
+
+    error = dataset.train_targets - jax.nn.softmax(beta * logits(flat).reshape(SAMPLES, CLASSES))
+    error = np.asarray(error).ravel()
+
+    jacobian = jax.jit(jax.jacobian(logits))
+
+    def kernel(values):
+        found = np.asarray(jacobian(values))
+        return found @ found.T
+
+    direction = np.asarray(jacobian(flat)).T @ error
+    step = 1e-5
+    change = (kernel(flat + step * direction) - kernel(flat - step * direction)) / (2 * step)
+    return kernel(flat) @ error, change @ error / beta, beta * np.asarray(logits(flat))
+
+
+@pytest.mark.parametrize("inverse_temperature", [0.1, 5.0])
+def test_timescales_are_those_of_the_dense_kernel(inverse_temperature):
+    run = make_run(
+        activation="erf",
+        bias_scale=0.3,
+        inverse_temperature=inverse_temperature,
+        loss_normalisation="sum",
+    )
+    with jax.enable_x64(True):
+        velocity, acceleration, scaled = map(np.linalg.norm, dense_motion(run))
+    start = measured(run).iloc[0]
+    assert start["scaled_logit_norm"] == pytest.approx(scaled, rel=1e-10)
+    assert start["logit_speed"] == pytest.approx(velocity, rel=1e-10)
+    assert start["logit_timescale"] == pytest.approx(scaled / velocity, rel=1e-10)
+    assert start["nonlinear_timescale"] == pytest.approx(velocity / acceleration, rel=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["erf", "relu"])
+@pytest.mark.parametrize("head_correlation", [None, -0.9])
+def test_estimates_at_short_times_agree_with_the_definitions(activation, head_correlation):
+    """Trained for some tiny steps, of a loss that is a mean, beside the linearised network."""
+    run = make_run(
+        activation=activation,
+        width=64,
+        head_correlation=head_correlation,
+        inverse_temperature=0.5,
+        learning_rate=1e-5,
+    )
+    start, *_, end = measured(run, num_steps=400).to_dict("records")
+    time = end["physical_time"] * 0.25
+    speed = end["scaled_logit_change"] / time
+    acceleration = 2 * end["scaled_linearized_distance"] / time**2
+    assert start["scaled_logit_norm"] / speed == pytest.approx(start["logit_timescale"], rel=1e-3)
+    assert speed / acceleration == pytest.approx(start["nonlinear_timescale"], rel=0.01)
+
+
+def test_the_normalisation_of_the_loss_is_in_the_times():
+    """Three times as long per class means: the factor 1/(2k) of 3 classes, 1/M of the mean."""
+    times = {name: measured(make_run(loss_normalisation=name)).iloc[0] for name in NORMALISATIONS}
+    for column in ("logit_timescale", "nonlinear_timescale"):
+        ratio = times["per_sample"][column] / times["sum"][column]
+        assert ratio == pytest.approx(SAMPLES, rel=1e-9)
+        ratio = times["per_class"][column] / times["per_sample"][column]
+        assert ratio == pytest.approx(2 * CLASSES, rel=1e-9)
+
+
+def test_the_speed_at_zero_logits_does_not_depend_on_the_correlation_of_heads():
+    runs = [make_run(str(c), head_correlation=c, width=16) for c in (-1.0, -0.5, 0.0, 1.0)]
+    start = train(runs, measurements={"timescales": OPTIONS}).history.query("step == 0")
+    speeds = start["small_logit_speed"].to_numpy()
+    np.testing.assert_allclose(speeds, speeds[0], rtol=1e-12)
+    assert start["scaled_logit_norm"].is_monotonic_increasing
+    assert start["scaled_logit_norm"].iloc[0] == 0
+    assert start["logit_speed"].iloc[0] == pytest.approx(speeds[0], rel=1e-12)
+
+
+@pytest.mark.parametrize("activation", ["relu", "erf"])
+@pytest.mark.parametrize("depth", [2, 3])
+@pytest.mark.parametrize("bias_scale", [None, 0.4])
+def test_the_infinitely_wide_kernel_is_that_of_wide_networks(activation, depth, bias_scale):
+    hyperparameters = {
+        "model": "fully_connected",
+        "depth": depth,
+        "width": 1024,
+        "activation": activation,
+        "parametrisation": "ntk",
+        "weight_scale": 1.3,
+        "bias_scale": bias_scale,
+        "precision": "float64",
+    }
+    with jax.enable_x64(True):
+        inputs = jnp.asarray(make_dataset().train_inputs)
+        expected = infinite_width_kernel(hyperparameters, inputs)
+        network = build_network(hyperparameters, (FEATURES,), 1)
+        found = jnp.mean(
+            jnp.stack(
+                [
+                    ntk_gram(network.apply, network.init(jax.random.key(seed)), inputs)
+                    for seed in range(3)
+                ]
+            ),
+            axis=0,
+        )
+    assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.06
+    np.testing.assert_allclose(expected, expected.T, rtol=1e-12)
+    assert np.linalg.eigvalsh(expected).min() > 0
+
+
+FUNCTIONS = {
+    "relu": (lambda h: np.maximum(h, 0), lambda h: 1.0 * (h > 0)),
+    "erf": (erf, lambda h: 2 / np.sqrt(np.pi) * np.exp(-(h**2))),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_one_hidden_layer_against_quadrature(name):
+    """Θ = E[φφ'] + E[φ̇φ̇'] Σ of readout and input layer, by Gauss and Hermite in two dimensions."""
+    activation, derivative = FUNCTIONS[name]
+    inputs = np.array([[1.0, 0.5], [-0.3, 1.2]])
+    hyperparameters = {
+        "depth": 2,
+        "activation": name,
+        "parametrisation": "ntk",
+        "weight_scale": 1.0,
+        "bias_scale": None,
+    }
+    covariance = inputs @ inputs.T / 2
+    nodes, weights = np.polynomial.hermite_e.hermegauss(200)
+    grid = np.stack(np.meshgrid(nodes, nodes, indexing="ij"))
+    first, second = np.tensordot(np.linalg.cholesky(covariance), grid, 1)
+    measure = np.outer(weights, weights) / (2 * np.pi)
+
+    def mean(function):
+        return (measure * function(first) * function(second)).sum()
+
+    with jax.enable_x64(True):
+        kernel = infinite_width_kernel(hyperparameters, jnp.asarray(inputs))
+    expected = mean(activation) + mean(derivative) * covariance[0, 1]
+    # A kink converges slowly.
+    assert kernel[0, 1] == pytest.approx(expected, rel=1e-2 if name == "relu" else 1e-10)
+
+
+def test_shuffled_labels_change_speeds_at_the_same_logits():
+    """With a permuted dataset the speeds are those that are measured besides."""
+    options = {"infinite_width": True, "shuffled_labels": 3}
+    start = measured(make_run(activation="erf", width=32), **options).iloc[0]
+    dataset = make_dataset()
+    order = np.random.default_rng(3).permutation(SAMPLES)
+    shuffled = dataclasses.replace(dataset, train_targets=dataset.train_targets[order])
+    settings = {**SETTINGS, "stopping": {"num_steps": 1}}
+    settings["measurements"] = {"timescales": {**OPTIONS, "infinite_width": True}}
+    run = make_run(activation="erf", width=32)
+    other = train_shard(settings, [run], [""], shuffled, {}, Execution()).history.iloc[0]
+    for name in ("logit_speed", "infinite_width_logit_speed"):
+        assert start[f"shuffled_{name}"] == pytest.approx(other[name], rel=1e-9)
+        assert start[name] != pytest.approx(other[name], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"parametrisation": "mup"}, {}, "parametrisation mup is not allowed"),
+        ({"loss": "mean_squared_error"}, {}, "loss mean_squared_error"),
+        ({"activation": "tanh"}, {"infinite_width": True}, "no closed form for activation 'tanh'"),
+        ({"parametrisation": "standard"}, {"infinite_width": True}, "relu, erf in parametrisation"),
+    ],
+)
+def test_what_has_no_timescales_is_refused(changes, options, message):
+    with pytest.raises(InputError, match=message):
+        measured(make_run(**changes), **options)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from sgdphases.alignment import (
@@ -22,6 +23,7 @@ from sgdphases.alignment import (
 from sgdphases.curvature import kernel_scale_of, ntk_top_eigenvalue
 from sgdphases.errors import InputError
 from sgdphases.hessian import top_hessian_eigenvalues
+from sgdphases.infinite_width import infinite_width_kernel
 from sgdphases.linearization import linearized_apply
 from sgdphases.losses import accuracy
 from sgdphases.models import Network, Parameters
@@ -35,6 +37,13 @@ from sgdphases.runs import (
     in_chunks,
     map_groups,
     spread,
+)
+from sgdphases.timescales import (
+    early_motion,
+    kernel_force,
+    loss_scale,
+    time_to_change,
+    time_to_nonlinearity,
 )
 
 # The functions below that make a measurement return the same object for the same arguments:
@@ -385,6 +394,84 @@ def held_out_outputs(network: Network, chunk: int) -> Any:
     def measure(member: Member, samples: dict[str, Samples]) -> Values:
         function = outputs_on(network, member, samples["points"], chunk)
         return {"outputs": function(member.state.parameters).reshape(-1)}
+
+    return measure
+
+
+@cache
+def timescales(
+    network: Network,
+    rules: Rules,
+    shape: tuple[tuple[str, Any], ...],
+    infinite_width: bool,
+    shuffled_labels: int | None,
+) -> Any:
+    r"""Early-time scales on the samples `train`, in units of the effective learning rate η̃ = ηβ².
+
+    Times are those of the run's own loss, whatever its normalisation, if it were taken over these
+    samples. Beside a linearised twin, how far rescaled logits are from those at the start and from
+    the twin's give the paper's estimates of the same times.
+
+    Args:
+        network: The network.
+        rules: What all runs share.
+        shape: Hyperparameters that the runs of a program share, as pairs.
+        infinite_width: Whether to take the kernel of the infinitely wide network too.
+        shuffled_labels: Seed of a permutation of the labels, or None. The speeds at permuted labels
+            are then measured too.
+
+    Raises:
+        InputError: There is no such time, or no such kernel, for the network or its loss.
+
+    Reference:
+        Temperature paper, sections 2.3, 2.4 and appendix C; catalogue item 1.8.
+    """
+    if rules.loss.name != "cross_entropy" or rules.parametrisation in ("mup", "depth_mup"):
+        raise InputError(
+            f"measurements.timescales: loss {rules.loss.name} in parametrisation "
+            f"{rules.parametrisation} is not allowed; allowed: cross_entropy in standard or ntk"
+        )
+
+    def measure(member: Member, samples: dict[str, Samples]) -> Values:
+        train, hyper = samples["train"], member.hyper
+        parameters, beta = member.state.parameters, hyper.inverse_temperature
+        logits = outputs_on(network, member, train, len(train.inputs))
+        scaled = beta * logits(parameters)
+        num_samples, num_classes = scaled.shape
+        scale = loss_scale(rules.loss.normalisation, num_classes, num_samples)
+        motion = early_motion(logits, parameters, train.targets, beta)
+        probabilities = jax.nn.softmax(scaled)
+
+        def speed(force: jax.Array) -> jax.Array:
+            norm: jax.Array = scale * jnp.linalg.norm(force)
+            return norm
+
+        small = kernel_force(logits, parameters, train.targets - 1 / num_classes)
+        values = {
+            "scaled_logit_norm": jnp.linalg.norm(scaled),
+            "logit_timescale": time_to_change(scaled, motion.velocity) / scale,
+            "nonlinear_timescale": time_to_nonlinearity(motion) / scale,
+            "logit_speed": speed(motion.velocity),
+            "small_logit_speed": speed(small),
+        }
+        errors = {"": train.targets - probabilities}
+        if shuffled_labels is not None:
+            order = np.random.default_rng(shuffled_labels).permutation(num_samples)
+            errors["shuffled_"] = train.targets[order] - probabilities
+            force = kernel_force(logits, parameters, errors["shuffled_"])
+            values["shuffled_logit_speed"] = speed(force)
+        if infinite_width:
+            kernel = infinite_width_kernel(dict(shape), train.inputs) / jnp.square(hyper.richness)
+            for name, error in errors.items():
+                values[f"{name}infinite_width_logit_speed"] = speed(kernel @ error)
+        twin = member.state.twin
+        if twin is not None:
+            linear = member._replace(state=member.state._replace(base=twin.base))
+            of_twin = outputs_on(network, linear, train, len(train.inputs))
+            start, now = beta * of_twin(twin.base), beta * of_twin(twin.parameters)
+            values["scaled_logit_change"] = jnp.linalg.norm(scaled - start)
+            values["scaled_linearized_distance"] = jnp.linalg.norm(scaled - now)
+        return values
 
     return measure
 

@@ -69,6 +69,12 @@ def check_sections(document: Mapping[str, Any], source: str) -> None:
             f"{source}: measurements.ntk_top_eigenvalue: needs a curvature section, whose batch is "
             "used"
         )
+    distance = measurements.get("linearized_distance", {})
+    if measurements.get("timescales", {}).get("linearized") and distance.get("from_step"):
+        raise InputError(
+            f"{source}: measurements.linearized_distance.from_step: {distance['from_step']}: "
+            "timescales compare with the network linearised at the start; allowed: 0"
+        )
     hessian = measurements.get("hessian")
     if hessian is not None and hessian["num_lanczos_steps"] < hessian["num_eigenvalues"]:
         raise InputError(

@@ -401,6 +401,8 @@ class _Trainer:
         by_batch = self.full_batch and not self.augmentation.changes_anything
         self.stopping_accuracy = None if by_batch else stopping_accuracy
         twin = settings["measurements"].get("linearized_distance")
+        if settings["measurements"].get("timescales", {}).get("linearized"):
+            twin = {"from_step": 0}
         return Rules(
             loss=LossFunction(shared["loss"], shared["loss_normalisation"], shared["label_shift"]),
             optimizer=OptimizerRule(
@@ -804,6 +806,17 @@ class _Trainer:
             found.append(
                 Measurement(options, measurements.homogeneity(self.network), {"batch": batch})
             )
+        if "timescales" in asked:
+            options = asked["timescales"]
+            measure = measurements.timescales(
+                self.network,
+                self.rules,
+                self.shape,
+                options["infinite_width"],
+                options["shuffled_labels"],
+            )
+            early = self.dataset.evaluation_set("train", options["num_samples"], self.dtype)
+            found.append(Measurement(options, measure, {"train": self.samples(*early)}))
         if "weight_movement" in asked:
             measure = measurements.movement(self.network)
             found.append(Measurement(asked["weight_movement"], measure, {}))
