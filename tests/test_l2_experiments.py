@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sgdphases import workflow
+from sgdphases.claims import l2 as claims
 from sgdphases.config import expand_runs, find_experiments, load_experiment
 
 PROJECT = Path(__file__).parents[1]
@@ -44,6 +45,8 @@ def product(rates, decays):
 def test_fully_connected():
     assert pairs("l2/fc_sgd") == product(FC_RATES, FC_DECAYS)
     assert load("l2/fc_sgd")["stopping"] == {"decay_time": 2.0, "physical_time": 1e6}
+    products = [rate * decay for rate, decay in pairs("l2/fc_sgd") if decay]
+    assert min(products) == pytest.approx(claims._PAPER_LEAST_PRODUCT)
 
 
 def test_squared_error():

@@ -293,7 +293,12 @@ def test_claims_of_a_sweep(sweep):
     small = sweep.runs["weight_decay"].between(1e-9, 0.01)
     best = sweep.runs.loc[small, "max_test_accuracy"].max()
     assert l2.accuracy_over_unregularised(sweep).value == pytest.approx(best - without)
-    assert l2.trainable_decades(sweep).value == pytest.approx(np.log10(3 * 0.03 / (0.5 * 1e-3)))
+    # Of all products, 3 × 5 does not train.
+    assert l2.trainable_decades(sweep).value == pytest.approx(np.log10(3 * 0.03 / 2.5e-8))
+    with_decay = sweep.runs["weight_decay"] > 0
+    no_zero = ExperimentTables(SPEC, sweep.runs[with_decay], sweep.history, None)
+    with pytest.raises(ValueError, match="no run without L2 trains"):
+        l2.trainable_decades(no_zero)
     assert l2.small_decay_constant(sweep).value == pytest.approx(1, abs=0.1)
 
 
