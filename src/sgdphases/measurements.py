@@ -449,6 +449,7 @@ def timescales(
         small = kernel_force(logits, parameters, train.targets - 1 / num_classes)
         values = {
             "scaled_logit_norm": jnp.linalg.norm(scaled),
+            "scaled_logit_size": jnp.sqrt(jnp.mean(jnp.square(scaled))),
             "logit_timescale": time_to_change(scaled, motion.velocity) / scale,
             "nonlinear_timescale": time_to_nonlinearity(motion) / scale,
             "logit_speed": speed(motion.velocity),

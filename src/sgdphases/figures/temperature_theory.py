@@ -11,16 +11,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sgdphases.claims.catapult_theory import numbers
-from sgdphases.claims.temperature_theory import effective_rate, logit_sizes, momentum_curves
+from sgdphases.claims.temperature_theory import logit_sizes, momentum_curves, wide_panels
 from sgdphases.figures.style import LINE_COLOR, name_panel, ordered_colors, panels
 from sgdphases.tables import ExperimentTables
+from sgdphases.temperature_analysis import (
+    curves,
+    departures,
+    early_timescales,
+    effective_rate,
+    family_of_starts,
+)
 
 Drawn = tuple[Figure, pd.DataFrame]
 LineStyle = str | tuple[int, tuple[float, float]]
 
 _DASHED = (0, (3, 1.5))
 _DOTTED = (0, (1, 1.5))
-_MARKERS = "osD^v"
+_SIZE_LABEL = "size of the logits Z⁰ (root mean square)"
+_TIME_LABEL = "effective time ηβ²·t"
 
 
 def _draw_lines(
@@ -41,10 +49,134 @@ def _draw_lines(
         axis.plot(line[x], line[y], color=color, linestyle=style, marker=marker, label=label)
 
 
-def _positive_range(axis: Axes, values: "pd.Series[float]") -> None:
-    """Logarithmic horizontal axis over the positive values."""
-    axis.set_xscale("log")
-    axis.set_xlim(values[values > 0].min(), values.max())
+def _legend_beside(axis: Axes, title: str) -> None:
+    axis.legend(title=title, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _paired_curves(tables: ExperimentTables) -> pd.DataFrame:
+    """Curves of the runs that have a linearised one beside them, and of those."""
+    history = curves(tables)
+    pairs = history.groupby(["inverse_temperature", "head_correlation", "seed"])["linearize_at"]
+    history["linearized"] = history["linearize_at"].notna()
+    is_paired = pairs.transform(lambda flags: flags.notna().any())
+    return history[is_paired & (history["step"] > 0)]
+
+
+def _plot_learning_curves(time: str, label: str, marked: bool) -> Callable[..., Drawn]:
+    def plot(tables: ExperimentTables) -> Drawn:
+        """Figure 1: training loss at several β, and of the linearised network."""
+        figure, (axis,) = panels(1, height=3.0)
+        history = _paired_curves(tables)
+        _draw_lines(
+            axis, history[~history["linearized"]], time, "train_loss", "inverse_temperature"
+        )
+        linear = history[history["linearized"]]
+        if marked:
+            # They are one curve: that of the largest β is the longest in effective time.
+            linear = linear[linear["inverse_temperature"] == linear["inverse_temperature"].max()]
+            linear = linear.sort_values(time)
+            axis.plot(
+                linear[time], linear["train_loss"], color="black", linestyle=_DASHED, linewidth=1
+            )
+            found = departures(tables)
+            colors = ordered_colors(found["inverse_temperature"])
+            axis.scatter(found["departure_time"], found["departure_loss"], c=colors, s=22, zorder=3)
+        else:
+            _draw_lines(
+                axis, linear, time, "train_loss", "inverse_temperature", _DASHED, named=False
+            )
+        axis.set(xlabel=label, ylabel="training loss", xscale="log")
+        _legend_beside(axis, "β")
+        columns = ["run_id", "inverse_temperature", "linearized", "step", "effective_time"]
+        return figure, history[[*columns, "train_loss"]].reset_index(drop=True)
+
+    return plot
+
+
+def _plot_accuracy(time: str, label: str) -> Callable[..., Drawn]:
+    def plot(tables: ExperimentTables) -> Drawn:
+        """Figure 2 centre and right: accuracy from several norms of the logits."""
+        figure, (axis,) = panels(1, height=3.0)
+        history = family_of_starts(tables)
+        history = history[history["step"] > 0]
+        _draw_lines(axis, history, time, "test_accuracy", "logit_size")
+        axis.set(xlabel=label, ylabel="test accuracy", xscale="log")
+        axis.set_title(f"β = {history['inverse_temperature'].iloc[0]:g}")
+        _legend_beside(axis, "size of Z⁰")
+        columns = ["run_id", "logit_size", "step", "effective_time", "scaled_time"]
+        return figure, history[[*columns, "test_accuracy"]].reset_index(drop=True)
+
+    return plot
+
+
+def _draw_times(axis: Axes, table: pd.DataFrame, defined: str, estimated: str) -> None:
+    """A time against the size of the logits, one line for each β; crosses: estimates."""
+    _draw_lines(axis, table, "scaled_logit_size", defined, "inverse_temperature", marker=".")
+    if estimated in table:
+        axis.plot(table["scaled_logit_size"], table[estimated], "x", color="black", markersize=4)
+    axis.set(xlabel=_SIZE_LABEL, xscale="log", yscale="log")
+
+
+def plot_logit_time(tables: ExperimentTables) -> Drawn:
+    """Figure 2 left: τ_z over the norm of the logits, and τ_z, against that norm."""
+    table = early_timescales(tables)
+    table = table[table["scaled_logit_norm"] > 0].copy()
+    names = ("logit_timescale", "estimated_logit_timescale")
+    for name in names:
+        table[f"{name}_over_norm"] = table[name] / table["scaled_logit_norm"]
+    figure, axes = panels(2, height=3.0)
+    _draw_times(axes[0], table, *(f"{name}_over_norm" for name in names))
+    axes[0].set(ylabel="τ$_z$/‖Z⁰‖", yscale="linear")
+    axes[0].set_ylim(bottom=0)
+    axes[0].legend(title="β", loc="lower left")
+    _draw_times(axes[1], table, *names)
+    axes[1].set(ylabel="τ$_z$")
+    columns = ["run_id", "inverse_temperature", "head_correlation", "scaled_logit_size", *names]
+    return figure, table[[*columns, f"{names[0]}_over_norm"]].reset_index(drop=True)
+
+
+def _plot_nonlinear_time(over_temperature: bool) -> Callable[..., Drawn]:
+    def plot(tables: ExperimentTables) -> Drawn:
+        """Figure 3: τ_nl, and τ_nl over β, against the norm of the logits."""
+        table = early_timescales(tables)
+        table = table[table["scaled_logit_norm"] > 0].copy()
+        names = ("nonlinear_timescale", "estimated_nonlinear_timescale")
+        if over_temperature:
+            for name in names:
+                table[name] = table[name] / table["inverse_temperature"]
+        figure, (axis,) = panels(1, height=3.0)
+        _draw_times(axis, table, *names)
+        axis.set(ylabel="τ$_{nl}$/β" if over_temperature else "τ$_{nl}$")
+        if over_temperature:
+            axis.set_yscale("linear")
+            axis.set_ylim(bottom=0)
+        _legend_beside(axis, "β")
+        columns = ["run_id", "inverse_temperature", "head_correlation", "scaled_logit_size"]
+        return figure, table[[*columns, *names]].reset_index(drop=True)
+
+    return plot
+
+
+def _plot_wide(name: str) -> Callable[..., Drawn]:
+    def plot(tables: ExperimentTables) -> Drawn:
+        """Figure 7: τ_z over the norm of the logits in wide networks, and in closed form."""
+        panel = wide_panels(tables)[name].sort_values("logit_size")
+        correlation = np.corrcoef(panel["measured"], panel["closed_form"])[0, 1]
+        figure, (axis,) = panels(1, height=3.0)
+        colors = ordered_colors([0, 1])
+        size = panel["logit_size"]
+        axis.plot(size, panel["measured"], "o", color=colors[0], label="network: τ$_z$/‖Z⁰‖")
+        for beta, line in panel.groupby("inverse_temperature"):
+            is_first = beta == panel["inverse_temperature"].min()
+            label = "infinite width: 1/‖Θ(Y − σ)‖" if is_first else None
+            axis.plot(line["logit_size"], line["closed_form"], color=colors[1], label=label)
+        axis.set(xlabel=_SIZE_LABEL, ylabel="time over norm", xscale="log")
+        axis.set_ylim(bottom=0)
+        axis.set_title(f"{name}; correlation {correlation:.4f}")
+        axis.legend(loc="best")
+        return figure, panel.reset_index(drop=True)
+
+    return plot
 
 
 def plot_appendix_a(tables: ExperimentTables) -> Drawn:
@@ -149,6 +281,16 @@ def plot_appendix_b(tables: ExperimentTables) -> Drawn:
 
 
 PLOTS: dict[str, Callable[[ExperimentTables], Drawn]] = {
+    "temperature/fig1left": _plot_learning_curves("step", "step t", marked=False),
+    "temperature/fig1right": _plot_learning_curves("effective_time", _TIME_LABEL, marked=True),
+    "temperature/fig2left": plot_logit_time,
+    "temperature/fig2center": _plot_accuracy("effective_time", _TIME_LABEL),
+    "temperature/fig2right": _plot_accuracy("scaled_time", "time over that of the logits, t/τ$_z$"),
+    "temperature/fig3left": _plot_nonlinear_time(over_temperature=False),
+    "temperature/fig3right": _plot_nonlinear_time(over_temperature=True),
+    "temperature/fig7left": _plot_wide("relu"),
+    "temperature/fig7middle": _plot_wide("erf"),
+    "temperature/fig7right": _plot_wide("relu, shuffled labels"),
     "temperature/appA": plot_appendix_a,
     "temperature/appB": plot_appendix_b,
 }
