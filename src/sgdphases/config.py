@@ -18,6 +18,7 @@ from sgdphases.errors import InputError
 from sgdphases.grid import (
     LEARNING_RATE_UNIT,
     NETWORK_HYPERPARAMETERS,
+    SECOND_HEAD_HYPERPARAMETERS,
     VECTORISED_HYPERPARAMETERS,
     canonical_text,
     content_hash,
@@ -464,7 +465,8 @@ def shape_key(run: Mapping[str, Any]) -> str:
     """Name of the compiled program that a run belongs to."""
     shared = {k: v for k, v in run.items() if k not in (*VECTORISED_HYPERPARAMETERS, "run_id")}
     # A program computes outputs of a second head for all its runs or for none.
-    return content_hash([shared, run.get("head_correlation") is not None])
+    has_second_head = any(run.get(name) is not None for name in SECOND_HEAD_HYPERPARAMETERS)
+    return content_hash([shared, has_second_head])
 
 
 def run_settings(spec: Mapping[str, Any]) -> dict[str, Any]:

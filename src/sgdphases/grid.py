@@ -21,6 +21,7 @@ from sgdphases.validation import (
 )
 
 # Where a learning rate's unit is kept in a run: "absolute", or "critical" for units of 2/lambda_0.
+# One in units of the temperature is made absolute at once: the run itself says how hot it is.
 LEARNING_RATE_UNIT = "learning_rate_relative_to"
 # Of the common hyperparameters, those that define a network at initialisation, and with it its
 # curvature; those of the model all do. Centring and a second head change the outputs, and not the
@@ -51,10 +52,14 @@ VECTORISED_HYPERPARAMETERS = (
     "richness",
     "inverse_temperature",
     "head_correlation",
+    "initial_logit_norm",
     "seed",
 )
+# Of which any that is not null gives a run a second, frozen head.
+SECOND_HEAD_HYPERPARAMETERS = ("head_correlation", "initial_logit_norm")
 
-_UNITS = ("absolute", "critical")
+_TEMPERATURE = "temperature"
+_UNITS = ("absolute", "critical", _TEMPERATURE)
 _GENERATORS = ("value", "values", "linspace", "logspace")
 # Of a weight decay that another experiment predicts.
 _PREDICTION_KEYS = ("from", "budget")
@@ -96,7 +101,8 @@ def expand_grid(
     A grid is a mapping from hyperparameter to its values, of which the product is taken, or a list
     of such mappings, of which the union is taken. Values are a list, or one of `value`, `values`,
     `linspace`, `logspace` with `start`, `stop`, `num`; a learning rate may add
-    `relative_to: critical`; a weight decay may be `from` an experiment with a prediction for each
+    `relative_to: critical`, or `relative_to: temperature` for multiples of 1 over the run's inverse
+    temperature; a weight decay may be `from` an experiment with a prediction for each
     `budget` of epochs, its values being factors, 1 where there are none. The key `points` lists
     whole settings by hand.
 
@@ -177,7 +183,12 @@ def _expand_product(
 
 
 def _with_unit(run: dict[str, Any]) -> dict[str, Any]:
-    return {LEARNING_RATE_UNIT: "absolute", **run} if "learning_rate" in run else run
+    if "learning_rate" not in run:
+        return run
+    if run.get(LEARNING_RATE_UNIT) == _TEMPERATURE:
+        rate = _rounded(run["learning_rate"] / run.get("inverse_temperature", 1.0))
+        return {**run, "learning_rate": rate, LEARNING_RATE_UNIT: "absolute"}
+    return {LEARNING_RATE_UNIT: "absolute", **run}
 
 
 def _read_points(
@@ -340,4 +351,8 @@ def _spaced(kind: str, content: Any, source: str, path: KeyPath) -> list[float]:
         check(content[key], schema, source, (*path, key))
     space = np.geomspace if kind == "logspace" else np.linspace
     values = space(content["start"], content["stop"], content["num"])
-    return [float(f"{value:.{_SIGNIFICANT_DIGITS}g}") for value in values]
+    return [_rounded(value) for value in values]
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{_SIGNIFICANT_DIGITS}g}")

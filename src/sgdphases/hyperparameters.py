@@ -10,7 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgdphases.errors import InputError
-from sgdphases.grid import LEARNING_RATE_UNIT, hyperparameter_schemas, swept_names
+from sgdphases.grid import (
+    LEARNING_RATE_UNIT,
+    SECOND_HEAD_HYPERPARAMETERS,
+    hyperparameter_schemas,
+    swept_names,
+)
 from sgdphases.model_table import is_user_model, model_entry, model_names
 from sgdphases.validation import describe_value, suggest
 
@@ -31,6 +36,7 @@ _READ_ONLY_WITH = {
     "epsilon": ("optimizer", ("adam",)),
     "auto_l2_interval": ("weight_decay_rule", ("auto_l2",)),
     "inverse_temperature": ("loss", ("cross_entropy",)),
+    "initial_logit_norm": ("loss", ("cross_entropy",)),
 }
 # Depths of the networks that have few, by the function that builds them.
 _DEPTHS: dict[str, tuple[Callable[[int], bool], str]] = {
@@ -145,19 +151,26 @@ def _check_names(setting: Mapping[str, Any], origin: Origin) -> None:
 
 def _faults(run: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
     """What does not go together, after the names involved, the one to change first."""
-    differences = run["centered"] or run["richness"] != 1 or run["head_correlation"] is not None
+    second_head = next((n for n in SECOND_HEAD_HYPERPARAMETERS if run[n] is not None), None)
+    differences = run["centered"] or run["richness"] != 1 or second_head is not None
     if run["precision"] in REDUCED_PRECISIONS and differences:
         yield (
-            ("precision", "centered", "richness", "head_correlation"),
+            ("precision", "centered", "richness", *SECOND_HEAD_HYPERPARAMETERS),
             f"precision {run['precision']} would lose the small differences of outputs that are "
             "centered, divided by a richness or have a second head; allowed: precision float32 or "
             "float64 with these",
         )
-    if run["head_correlation"] is not None and run["centered"]:
+    if second_head is not None and run["centered"]:
         yield (
-            ("head_correlation", "centered"),
-            "a second head and centered outputs exclude each other; allowed: head_correlation null "
+            (second_head, "centered"),
+            f"a second head and centered outputs exclude each other; allowed: {second_head} null "
             "or centered false",
+        )
+    if all(run[name] is not None for name in SECOND_HEAD_HYPERPARAMETERS):
+        yield (
+            ("initial_logit_norm", "head_correlation"),
+            "the norm of the logits follows from the correlation of the heads; allowed: one of "
+            "initial_logit_norm and head_correlation",
         )
     for name, (other, choices) in _READ_ONLY_WITH.items():
         if run[other] not in choices and run[name] != hyperparameter_schemas()[name]["default"]:

@@ -185,6 +185,24 @@ def losses(network: Network, rules: Rules, chunk: int) -> Any:
     return measure
 
 
+@cache
+def logit_norm(network: Network, chunk: int) -> Any:
+    r"""Root mean square of the rescaled logits Z = βz on the samples `train`.
+
+    .. math:: \| Z \|_F / \sqrt{M k}
+
+    Reference:
+        Temperature paper, section 3.2; catalogue item 40 for the division by √(Mk).
+    """
+
+    def measure(member: Member, samples: dict[str, Samples]) -> Values:
+        outputs = outputs_on(network, member, samples["train"], chunk)(member.state.parameters)
+        scaled = member.hyper.inverse_temperature * outputs
+        return {"logit_norm": jnp.sqrt(jnp.mean(jnp.square(scaled)))}
+
+    return measure
+
+
 def _auto_l2_state(optimizer_state: Any) -> AutoL2State:
     states = jax.tree.leaves(optimizer_state, is_leaf=lambda x: isinstance(x, AutoL2State))
     found: AutoL2State = next(state for state in states if isinstance(state, AutoL2State))

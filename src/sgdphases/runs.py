@@ -26,8 +26,8 @@ from sgdphases.models.heads import second_head
 from sgdphases.optimizers import OptimizerRule, make_optimizer, rate_scales
 from sgdphases.rate_schedules import RateSchedule, rate_factor
 
-RUNNING, FINISHED, STOPPED, DIVERGED = range(4)
-STATUS_NAMES = ("running", "finished", "stopped", "diverged")
+RUNNING, FINISHED, STOPPED, DIVERGED, UNREACHABLE = range(5)
+STATUS_NAMES = ("running", "finished", "stopped", "diverged", "unreachable")
 
 # Name of the mesh axis that runs are spread over.
 RUN_AXIS = "runs"
@@ -86,7 +86,8 @@ class RunState(NamedTuple):
         parameters: The network's parameters.
         optimizer_state: State of the optax transformation.
         step: Updates taken so far.
-        status: RUNNING, FINISHED, STOPPED or DIVERGED.
+        status: RUNNING, FINISHED, STOPPED or DIVERGED; UNREACHABLE from the start where no second
+            head gives the logits that were asked for.
         initial_loss: Loss on the first batch.
         peak_loss: Largest loss on any batch so far; infinite where it was no number.
         base: Parameters at which a linearised run's network is linear; None for other runs.
@@ -611,11 +612,46 @@ def frozen_parameters(
 
     def add_head(member: tuple[Parameters, jax.Array, jax.Array]) -> Parameters:
         parameters, seed, correlation = member
-        # Folded in: a draw of its own, independent of the parameters'.
-        key = jax.random.fold_in(jax.random.key(seed), 1)
-        return second_head(network, parameters, key, correlation)
+        return second_head(network, parameters, _head_key(seed), correlation)
 
     return jax.lax.map(add_head, (initial, seeds, correlations))
+
+
+def _head_key(seed: jax.Array) -> jax.Array:
+    """Key of the second head's own draw, folded in: independent of the parameters'."""
+    return jax.random.fold_in(jax.random.key(seed), 1)
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def head_moments(
+    network: Network, initial: Parameters, seeds: jax.Array, inputs: jax.Array, chunk: int
+) -> jax.Array:
+    """Mean products of the outputs of the two heads of which a second head is a mixture.
+
+    Args:
+        network: The network.
+        initial: Parameters at initialisation, with a leading axis over networks.
+        seeds: (networks,) seeds they were drawn from.
+        inputs: (samples, ...) inputs.
+        chunk: Samples computed at once.
+
+    Returns:
+        (networks, 3): means over samples and outputs of a², b² and ab, with a the outputs of the
+        readout itself and b those of the fresh one, as `models.heads.correlation_of_norm` takes
+        them.
+    """
+
+    def moments(member: tuple[Parameters, jax.Array]) -> jax.Array:
+        parameters, seed = member
+        fresh = second_head(network, parameters, _head_key(seed), 0.0)
+        own, other = (
+            in_chunks(partial(network.apply, values), inputs, chunk)
+            for values in (parameters, fresh)
+        )
+        return jnp.stack([jnp.mean(own * own), jnp.mean(other * other), jnp.mean(own * other)])
+
+    result: jax.Array = jax.lax.map(moments, (initial, seeds))
+    return result
 
 
 @partial(jax.jit, static_argnums=(0, 1, 4))

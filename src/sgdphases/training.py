@@ -45,6 +45,7 @@ from sgdphases.lowering import (
 )
 from sgdphases.measurements import Measurement, Member, Samples, measure_runs
 from sgdphases.models import Network, build_network, parameter_dtype, single_run_convolution
+from sgdphases.models.heads import correlation_of_norm
 from sgdphases.optimizers import OptimizerRule
 from sgdphases.progress import Progress, matrix_product_flop
 from sgdphases.rate_schedules import RateSchedule, physical_time, read_rate_schedule
@@ -54,6 +55,7 @@ from sgdphases.runs import (
     RUNNING,
     STATUS_NAMES,
     STOPPED,
+    UNREACHABLE,
     Batches,
     Lowering,
     Rules,
@@ -63,6 +65,7 @@ from sgdphases.runs import (
     advance_stepwise,
     frozen_outputs,
     frozen_parameters,
+    head_moments,
     initial_parameters,
     start_run,
     start_runs,
@@ -319,12 +322,6 @@ def resolve_weight_decays(
     return np.asarray(decays, dtype=np.float64)
 
 
-def _frozen_kind(run: Mapping[str, Any]) -> str | None:
-    if run["centered"]:
-        return "centered"
-    return None if run["head_correlation"] is None else "second_head"
-
-
 class _Trainer:
     """Holds what stays the same while the runs of one program train, and the record."""
 
@@ -382,8 +379,6 @@ class _Trainer:
         )
         self.last_step = int(self.num_steps.max())
         self.platform = self.mesh.devices.flat[0].platform
-        self.rules = self._rules()
-        self.hyper, self.seeds = self._hyperparameters()
         not_of_shape = (*VECTORISED_HYPERPARAMETERS, "run_id")
         self.shape = tuple(sorted((k, v) for k, v in runs[0].items() if k not in not_of_shape))
         self.networks = functools.partial(
@@ -393,6 +388,40 @@ class _Trainer:
         self.network = self.networks(single_run_convolution())
         shapes = jax.eval_shape(self.network.init, jax.random.key(0))
         self.has_convolutions = any(leaf.ndim == 4 for leaf in jax.tree.leaves(shapes))
+        self.is_reachable = self._correlate_heads()
+        self.rules = self._rules()
+        self.hyper, self.seeds = self._hyperparameters()
+
+    def _correlate_heads(self) -> NDArray[np.bool_]:
+        """Choose the second heads that give the logits asked for; (runs,) whether there is one."""
+        table = self.table
+        asked = table["initial_logit_norm"].notna().to_numpy()
+        is_reachable = np.ones(len(table), dtype=bool)
+        if not asked.any():
+            return is_reachable
+        inputs, _ = self.dataset.evaluation_set(
+            "train", self.settings["evaluation"].get("num_train"), self.dtype
+        )
+        seeds = np.unique(table["seed"].to_numpy(np.uint32)[asked])
+        moments = head_moments(
+            self.network,
+            initial_parameters(self.network, seeds),
+            jnp.asarray(seeds),
+            jnp.asarray(inputs),
+            self.chunk,
+        )
+        of_seed = dict(zip(seeds, np.asarray(moments, np.float64), strict=True))
+        correlations = table["head_correlation"].to_numpy(np.float64, copy=True)
+        for row, run in enumerate(table.to_dict("records")):
+            if not asked[row]:
+                continue
+            # The logits are multiplied by β and, as all outputs are, divided by the richness.
+            norm = run["initial_logit_norm"] * run["richness"] / run["inverse_temperature"]
+            own, fresh, product = of_seed[run["seed"]]
+            correlation, largest = correlation_of_norm(own, fresh, product, norm)
+            is_reachable[row], correlations[row] = norm <= largest, correlation
+        table["head_correlation"] = correlations
+        return is_reachable
 
     def _rules(self) -> Rules:
         shared, settings = self.shared, self.settings
@@ -414,12 +443,17 @@ class _Trainer:
             rate_schedule=self.rate_schedule,
             parametrisation=shared["parametrisation"],
             width=shared.get("width", 1),
-            frozen=_frozen_kind(shared),
+            frozen=self._frozen_kind(),
             divergence_factor=settings["divergence_factor"],
             train_accuracy=stopping_accuracy if by_batch else None,
             is_linearized=shared["linearize_at"] is not None,
             twin_from=None if twin is None else twin["from_step"],
         )
+
+    def _frozen_kind(self) -> str | None:
+        if self.shared["centered"]:
+            return "centered"
+        return "second_head" if self.table["head_correlation"].notna().all() else None
 
     def _hyperparameters(self) -> tuple[RunHyperparameters, jax.Array]:
         """Hyperparameters and seeds of the runs, padded to a multiple of the devices."""
@@ -571,8 +605,9 @@ class _Trainer:
         """All runs before their first step; those that fill up the devices have ended."""
         states: RunState = start_runs(self.rules, self.hyper, self.initial_parameters())
         is_padding = np.arange(len(self.seeds)) >= len(self.table)
-        status = jnp.where(is_padding, FINISHED, states.status).astype(jnp.int32)
-        placed: RunState = jax.device_put(states._replace(status=status), run_sharding(self.mesh))
+        status = np.where(is_padding, FINISHED, np.asarray(states.status)).astype(np.int32)
+        status[: len(self.table)][~self.is_reachable] = UNREACHABLE
+        placed: RunState = jax.device_put(states._replace(status=jnp.asarray(status)), run_sharding(self.mesh))
         return placed
 
     def initial_parameters(self) -> Any:
@@ -817,6 +852,9 @@ class _Trainer:
             )
             early = self.dataset.evaluation_set("train", options["num_samples"], self.dtype)
             found.append(Measurement(options, measure, {"train": self.samples(*early)}))
+        if "logit_norm" in asked:
+            measure = measurements.logit_norm(self.network, self.chunk)
+            found.append(Measurement(asked["logit_norm"], measure, {"train": samples["train"]}))
         if "weight_movement" in asked:
             measure = measurements.movement(self.network)
             found.append(Measurement(asked["weight_movement"], measure, {}))

@@ -4,6 +4,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from scipy.optimize import brentq, minimize_scalar
 
 from sgdphases.errors import InputError
 from sgdphases.models.network import Network, Parameters
@@ -51,3 +53,50 @@ def second_head(
 
     fresh = network.init(key)["readout"]
     return {**parameters, "readout": jax.tree.map(correlated, parameters["readout"], fresh)}
+
+
+def correlation_of_norm(
+    own: float, fresh: float, product: float, norm: float
+) -> tuple[float, float]:
+    r"""The correlation of heads at which the outputs of both have a given norm.
+
+    With a the outputs of the readout, b those of a fresh one, and c = cos φ,
+
+    .. math:: z_c = (1 + c)\,a + \sqrt{1 - c^2}\,b
+        = 2\cos\tfrac\varphi2 \left(\cos\tfrac\varphi2\,a + \sin\tfrac\varphi2\,b\right)
+
+    whose norm falls from its largest value, at or near c = 1, to 0 at c = −1.
+
+    Args:
+        own: Mean of a² over samples and outputs.
+        fresh: Mean of b².
+        product: Mean of ab.
+        norm: Root mean square of the outputs that is asked for.
+
+    Returns:
+        c, and the largest norm that there is: where `norm` exceeds it, c is where it is largest.
+
+    Reference:
+        Temperature paper, D.1; catalogue items 1.2 and 39: √(2(1 + c)) times the norm of one head
+        where a and b are orthogonal and equally large.
+    """
+
+    def norm_at(half: float) -> float:
+        cosine, sine = np.cos(half), np.sin(half)
+        mixed = cosine**2 * own + sine**2 * fresh + 2 * cosine * sine * product
+        return float(2 * cosine * np.sqrt(max(mixed, 0.0)))
+
+    peak = minimize_scalar(
+        lambda half: -norm_at(half),
+        bounds=(0.0, np.pi / 2),
+        method="bounded",
+        options={"xatol": 1e-12},
+    )
+    top = max((0.0, float(peak.x)), key=norm_at)
+    largest = norm_at(top)
+    if norm >= largest:
+        return float(np.cos(2 * top)), largest
+    if norm <= norm_at(np.pi / 2):  # 0, but for rounding
+        return -1.0, largest
+    half = brentq(lambda angle: norm_at(angle) - norm, top, np.pi / 2, xtol=1e-14)
+    return float(np.cos(2 * half)), largest
