@@ -607,7 +607,8 @@ class _Trainer:
         is_padding = np.arange(len(self.seeds)) >= len(self.table)
         status = np.where(is_padding, FINISHED, np.asarray(states.status)).astype(np.int32)
         status[: len(self.table)][~self.is_reachable] = UNREACHABLE
-        placed: RunState = jax.device_put(states._replace(status=jnp.asarray(status)), run_sharding(self.mesh))
+        states = states._replace(status=jnp.asarray(status))
+        placed: RunState = jax.device_put(states, run_sharding(self.mesh))
         return placed
 
     def initial_parameters(self) -> Any:
