@@ -1,5 +1,6 @@
 # The way of the data: datasets -> curvature -> training -> aggregation -> figures, claims, usage;
-# training -> prediction -> training of the experiments that take their weight decays from it.
+# training -> prediction -> training of the experiments that take their weight decays from it;
+# training -> tuning of the inverse temperature.
 # Rules are in workflow/rules, one file per stage; what they run is in src/sgdphases.
 import sys
 from pathlib import Path
@@ -36,6 +37,7 @@ include: "workflow/rules/training.smk"
 include: "workflow/rules/theory.smk"
 include: "workflow/rules/aggregation.smk"
 include: "workflow/rules/prediction.smk"
+include: "workflow/rules/tuning.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/claims.smk"
 include: "workflow/rules/usage.smk"

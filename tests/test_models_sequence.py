@@ -433,7 +433,10 @@ def test_gru_parameters_and_embedding_spread():
 
 @pytest.mark.parametrize(
     ("input_shape", "vocabulary_size", "expected"),
-    [((2, 3, 4), 9, "are not sequences; allowed"), ((5,), 1, "vocabulary_size: 1 is not allowed")],
+    [
+        ((2, 3, 4, 5), 9, "are not sequences; allowed"),
+        ((5,), 1, "vocabulary_size: 1 is not allowed"),
+    ],
 )
 def test_gru_refuses_what_does_not_fit(input_shape, vocabulary_size, expected):
     with pytest.raises(InputError, match=expected):

@@ -1,7 +1,8 @@
 """The command line, for those who want a number and no grid.
 
 `sgdphases predict-l2 --experiment l2/estimate --budget-epochs 100 1000` trains what the experiment
-asks for, unless that has been done, and prints the weight decay for each budget.
+asks for, unless that has been done, and prints the weight decay for each budget;
+`sgdphases tune-temperature --experiment temperature/tuning` the inverse temperature to use.
 `sgdphases plan --config scale=paper` says how many runs and jobs the workflow has, and estimates
 hours and disk, before anything is submitted.
 """
@@ -26,6 +27,7 @@ from sgdphases.prediction import (
     with_budgets,
 )
 from sgdphases.scripting import EXIT_BAD_INPUT
+from sgdphases.temperature_tuning import describe_tuning, read_tuning
 from sgdphases.validation import read_yaml, suggest
 from sgdphases.workflow import EXPERIMENTS_FOLDER, make_plan
 
@@ -75,27 +77,24 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FRACTION",
         help="fraction of the budget after which the learning rate first falls",
     )
-    predict.add_argument(
-        "--config",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="the workflow's configuration, as in snakemake --config",
-    )
-    predict.add_argument("--cores", default="all", help="cores to use (default: all)")
     predict.set_defaults(run=predict_l2)
+    tune = commands.add_parser(
+        "tune-temperature",
+        help="find the inverse temperature to train with",
+        description="Tune the learning rate at inverse temperature 1, sweep the inverse "
+        "temperature at learning rates divided by it, and measure what is gained with fresh seeds.",
+    )
+    tune.add_argument(
+        "--experiment",
+        required=True,
+        help="<paper>/<experiment> with a section temperature_tuning",
+    )
+    tune.set_defaults(run=tune_temperature)
     plan = commands.add_parser(
         "plan",
         help="count runs and jobs, and estimate hours and disk",
         description="Count the runs and jobs of each experiment, and estimate the hours of GPUs "
         "and the disk that they take. Nothing is run or written.",
-    )
-    plan.add_argument(
-        "--config",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="the workflow's configuration, as in snakemake --config; for example scale=paper",
     )
     plan.add_argument(
         "--teraflops",
@@ -105,6 +104,16 @@ def _parser() -> argparse.ArgumentParser:
         "(default: %(default)g)",
     )
     plan.set_defaults(run=show_plan)
+    for command in (predict, tune):
+        command.add_argument("--cores", default="all", help="cores to use (default: all)")
+    for command in (predict, tune, plan):
+        command.add_argument(
+            "--config",
+            nargs="+",
+            default=[],
+            metavar="KEY=VALUE",
+            help="the workflow's configuration, as in snakemake --config",
+        )
     return parser
 
 
@@ -123,30 +132,58 @@ def predict_l2(options: argparse.Namespace) -> int:
     # Before anything is trained.
     for budget in options.budget_epochs:
         predicted_weight_decay(1.0, budget, options.first_decay)
+    file = _result_file(options, "prediction", "{budget_epochs: [100]}", "prediction.json")
+    if status := _make(file, options):
+        return status
+    prediction = with_budgets(read_prediction(file), options.budget_epochs, options.first_decay)
+    print(describe_prediction(prediction))
+    return 0
+
+
+def tune_temperature(options: argparse.Namespace) -> int:
+    """Tune the inverse temperature with the workflow, and print the one to use.
+
+    Args:
+        options: `experiment`, `config`, `cores`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        InputError: The experiment is unknown or tunes none.
+    """
+    file = _result_file(options, "temperature_tuning", "{}", "temperature_tuning.json")
+    if status := _make(file, options):
+        return status
+    print(describe_tuning(read_tuning(file)))
+    return 0
+
+
+def _result_file(options: argparse.Namespace, section: str, example: str, name: str) -> Path:
+    """Where the workflow writes what an experiment's section asks for."""
     known = find_experiments(EXPERIMENTS_FOLDER, "all")
     if options.experiment not in known:
         raise InputError(
             f"--experiment: {options.experiment!r} is no experiment; allowed: "
             f"{suggest(options.experiment, known)}"
         )
-    if "prediction" not in read_yaml(known[options.experiment]):
+    if section not in read_yaml(known[options.experiment]):
         raise InputError(
-            f"{known[options.experiment]}: has no section prediction; allowed: for example "
-            "prediction: {budget_epochs: [100]}"
+            f"{known[options.experiment]}: has no section {section}; allowed: for example "
+            f"{section}: {example}"
         )
-    results = read_config(_configuration(options.config)).results_dir
-    file = Path(results) / "experiments" / options.experiment / "prediction.json"
+    results = Path(read_config(_configuration(options.config)).results_dir)
+    return results / "experiments" / str(options.experiment) / name
+
+
+def _make(file: Path, options: argparse.Namespace) -> int:
+    """Have the workflow make a file; its exit code."""
     # The file comes first: options that take several values would take it for one of theirs.
     command = [sys.executable, "-m", "snakemake", str(file)]
     command += ["--cores", options.cores, "--quiet", "rules"]
     command += ["--config", *options.config] if options.config else []
     # What it prints are messages about the work, not the answer.
-    status = subprocess.run(command, stdout=sys.stderr, check=False).returncode
-    if status:
-        return status
-    prediction = with_budgets(read_prediction(file), options.budget_epochs, options.first_decay)
-    print(describe_prediction(prediction))
-    return 0
+    return subprocess.run(command, stdout=sys.stderr, check=False).returncode
 
 
 def show_plan(options: argparse.Namespace) -> int:

@@ -32,6 +32,7 @@ from sgdphases.sections import (
     check_budgets,
     check_prediction,
     check_sections,
+    check_tuning,
     refuse_sections_of_training,
 )
 from sgdphases.user_code import user_model_sources
@@ -250,6 +251,7 @@ def load_experiment(
     if document["kind"] == "training":
         check_budgets(runs, document["stopping"], source)
         check_prediction(runs, document, source)
+        check_tuning(runs, document, source)
     return {
         "experiment": f"{path.parent.name}/{path.stem}",
         "paper": path.parent.name,

@@ -5,13 +5,23 @@ from typing import Any
 
 from sgdphases.datasets.views import Facts, check_view, read_view
 from sgdphases.errors import InputError
+from sgdphases.grid import LEARNING_RATE_UNIT
 from sgdphases.validation import describe_value
 
 # Sections that only trained networks have.
-_TRAINING_SECTIONS = ("curvature", "schedule", "augmentation", "lowering", "prediction")
+_TRAINING_SECTIONS = (
+    "curvature",
+    "schedule",
+    "augmentation",
+    "lowering",
+    "prediction",
+    "temperature_tuning",
+)
 # Stopping criteria that only trained networks have, and that only theory has.
 _TRAINING_CRITERIA = ("epochs", "decay_time", "train_accuracy")
 _THEORY_CRITERIA = ("converged_output",)
+# Learning rates of which one lies between others.
+_FEWEST_RATES = 3
 _MEASUREMENT_STEPS = ("dense_until", "points_per_decade", "every", "steps")
 _SCHEDULE_KEYS = {
     "constant": (),
@@ -204,4 +214,40 @@ def check_prediction(
         raise InputError(
             f"{source}: schedule.kind: {kind!r} is not allowed; allowed: constant, with a "
             "prediction (the schedule belongs to the runs that use it)"
+        )
+
+
+def check_tuning(
+    runs: Iterable[Mapping[str, Any]], document: Mapping[str, Any], source: str
+) -> None:
+    """Check that an experiment tunes learning rates at inverse temperature 1.
+
+    Args:
+        runs: The trained runs of an experiment.
+        document: The experiment; without a section `temperature_tuning` there is nothing to check.
+        source: The file, for messages.
+
+    Raises:
+        InputError: No inverse temperature can be tuned from its runs.
+    """
+    options = document.get("temperature_tuning")
+    if options is None:
+        return
+    where = f"{source}: temperature_tuning"
+    if options["start"] == options["stop"]:
+        raise InputError(f"{where}.stop: {options['stop']!r}: a sweep of nothing; allowed: above 1")
+    needed = {"loss": "cross_entropy", "inverse_temperature": 1.0, LEARNING_RATE_UNIT: "absolute"}
+    everything = list(runs)
+    for name, allowed in needed.items():
+        for run in everything:
+            if run[name] != allowed:
+                raise InputError(
+                    f"{where}: {name} {run[name]!r}: all else is tuned at inverse temperature 1 "
+                    f"and at absolute learning rates; allowed: {allowed}"
+                )
+    rates = {run["learning_rate"] for run in everything}
+    if len(rates) < _FEWEST_RATES:
+        raise InputError(
+            f"{source}: grid.learning_rate: {describe_value(sorted(rates))}: the best rate must "
+            f"lie between others; allowed: {_FEWEST_RATES} or more, with temperature_tuning"
         )

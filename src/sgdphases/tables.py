@@ -20,12 +20,15 @@ class ExperimentTables:
         history: One row per run and measurement (`history.parquet`).
         curvature: One row per (network, seed, batch) (`curvature.parquet`), or None where the
             experiment has no curvature stage.
+        sweep: One row per run of a sweep of inverse temperatures (`temperature_sweep.parquet`), or
+            None where the experiment tunes none.
     """
 
     spec: dict[str, Any]
     runs: pd.DataFrame
     history: pd.DataFrame
     curvature: pd.DataFrame | None
+    sweep: pd.DataFrame | None = None
 
 
 def read_spec(path: Path) -> dict[str, Any]:
@@ -39,9 +42,11 @@ def load_experiment(directory: Path) -> ExperimentTables:
     curvature_path = directory / "curvature.parquet"
     spec = read_spec(directory / "spec.yaml")
     has_curvature = spec.get("curvature") is not None
+    has_sweep = spec.get("temperature_tuning") is not None
     return ExperimentTables(
         spec=spec,
         runs=read_parquet(directory / "runs.parquet"),
         history=read_parquet(directory / "history.parquet"),
         curvature=read_parquet(curvature_path) if has_curvature else None,
+        sweep=read_parquet(directory / "temperature_sweep.parquet") if has_sweep else None,
     )

@@ -98,8 +98,13 @@ class ExperimentPlan:
         return self.spec.get("prediction") is not None
 
     @property
-    def measured_for_prediction(self) -> dict[str, Any]:
-        """What a time constant says of where it was measured, besides what the runs say."""
+    def has_tuning(self) -> bool:
+        """Whether the experiment tunes its inverse temperature."""
+        return self.spec.get("temperature_tuning") is not None
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What results say of where they were measured, besides what the runs say."""
         data = {key: self.spec["dataset"][key] for key in ("name", "num_train")}
         return {key: self.spec[key] for key in ("experiment", "scale")} | {"dataset": data}
 

@@ -74,6 +74,8 @@ def experiment_tables(name):
         tables.append("curvature.parquet")
     if PLAN.experiments[name].has_prediction:
         tables.append("prediction.json")
+    if PLAN.experiments[name].has_tuning:
+        tables += ["temperature_tuning.json", "temperature_sweep.parquet"]
     return [f"{folder}/{table}" for table in tables]
 
 

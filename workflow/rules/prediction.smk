@@ -18,7 +18,7 @@ rule time_constant:
     conda:
         "../../environment.yml"
     params:
-        spec=lambda wildcards: plan_of(wildcards).measured_for_prediction,
+        spec=lambda wildcards: plan_of(wildcards).described,
         run_ids=lambda wildcards: list(plan_of(wildcards).runs),
         fingerprint=stage_fingerprint("prediction"),
     script:

@@ -13,6 +13,7 @@ from sgdphases.claims import (
     l2,
     l2_theory,
     richness_theory,
+    temperature,
     temperature_theory,
 )
 from sgdphases.claims.types import ClaimMeasure
@@ -28,6 +29,7 @@ MEASURES: dict[str, ClaimMeasure] = {
     **l2_theory.MEASURES,
     **l2.MEASURES,
     **temperature_theory.MEASURES,
+    **temperature.MEASURES,
 }
 
 _NUMBERS = ("low", "high", "measured", "ci_low", "ci_high")

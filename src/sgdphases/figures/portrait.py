@@ -76,7 +76,7 @@ def draw_portrait(axis: Axes, plane: Plane, norm: LogNorm, has_marks: bool = Tru
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.grid(visible=False)
-    edges = _cell_edges(plane.richness), _cell_edges(plane.learning_rate)
+    edges = cell_edges(plane.richness), cell_edges(plane.learning_rate)
     divergent = plane.is_in("divergent")
     axis.pcolormesh(
         *edges,
@@ -130,7 +130,7 @@ def _mark_catapults(axis: Axes, plane: Plane) -> None:
     )
 
 
-def _cell_edges(centres: Array) -> Array:
+def cell_edges(centres: Array) -> Array:
     """Ends of the cells around logarithmically spaced centres."""
     logs = np.log10(centres)
     if logs.size == 1:

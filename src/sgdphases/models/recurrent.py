@@ -1,5 +1,6 @@
 """Recurrent networks."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,12 +30,14 @@ def gru(
     A sequence of tokens is looked up in a table of `vocabulary_size` vectors of size `width`. Token
     0 is padding: the state does not move on it, before, after or within the text. The last token of
     the vocabulary stands for every higher one as well, so that tokens in the order of their
-    frequency may be cut at any size. In a sequence of vectors each moves the state.
+    frequency may be cut at any size. In a sequence of vectors each moves the state, in an image
+    each row.
 
     Args:
         hyperparameters: `width`, the size of the state; `vocabulary_size`, for tokens.
         input_shape: (length,) of a sequence of tokens, given as integers or as floats of their
-            value, or (length, channels) of a sequence of vectors.
+            value, (length, channels) of a sequence of vectors, or (height, width, channels) of an
+            image, a sequence of its rows.
         num_outputs: Number of outputs.
         layers: The maker of layers.
 
@@ -84,20 +87,22 @@ def _drive(
         of the three gates (batch, length, 3·width) and to where the state moves (batch, length).
     """
     width = hyperparameters["width"]
-    if len(input_shape) == 2:
+    if len(input_shape) in (2, 3):
         # These weights see the inputs themselves, so they do not grow with the width on their side.
-        gates = layers.dense(input_shape[1], 3 * width)
+        gates = layers.dense(math.prod(input_shape[1:]), 3 * width)
 
         def from_vectors(parameters: Parameters, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-            drives = gates.apply(parameters["input"]["gates"], inputs)
-            return drives, jnp.ones(inputs.shape[:2], bool)
+            vectors = inputs.reshape(*inputs.shape[:2], -1)
+            drives = gates.apply(parameters["input"]["gates"], vectors)
+            return drives, jnp.ones(vectors.shape[:2], bool)
 
         return {"input": {"gates": gates}, "hidden": {}}, from_vectors
 
     if len(input_shape) != 1:
         raise InputError(
             f"model gru: inputs of shape {tuple(input_shape)} are not sequences; "
-            "allowed: (length,) of tokens, (length, channels) of vectors"
+            "allowed: (length,) of tokens, (length, channels) of vectors, (height, width, "
+            "channels) of images, row by row"
         )
     vocabulary_size = hyperparameters["vocabulary_size"]
     if vocabulary_size < 2:
