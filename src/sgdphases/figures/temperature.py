@@ -33,6 +33,7 @@ from sgdphases.temperature_sweeps import (
     fit_rates,
     largest_rates,
     lazy_from,
+    over_seeds,
     plane_cells,
     rate_spacing,
     with_accuracy,
@@ -273,6 +274,41 @@ def plot_table(tables: ExperimentTables) -> tuple[Figure, pd.DataFrame]:
     return figure, table
 
 
+def plot_tuning(tables: ExperimentTables) -> tuple[Figure, pd.DataFrame]:
+    """Section 3.4: learning rates at β = 1, and the sweep of β at the best of them over β."""
+    runs, sweep = with_accuracy(tables), tables.sweep
+    if sweep is None:
+        raise ValueError("no inverse temperature was tuned")
+    rates = over_seeds(runs, [BETA]).sort_values(RATE)
+    swept = over_seeds(sweep[sweep["stage"] == "sweep"], [BETA]).sort_values(BETA)
+    fresh = over_seeds(sweep[sweep["stage"] == "gain"], [BETA]).sort_values(BETA)
+    figure, axes = panels(2, height=2.8)
+    for axis, table, column, letter, label in (
+        (axes[0], rates, RATE, "a", "learning rate η at β = 1"),
+        (axes[1], swept, BETA, "b", BETA_LABEL),
+    ):
+        axis.plot(table[column], table["mean"], color="#3b6fb6", marker="o", label="seeds tuned on")
+        axis.fill_between(
+            table[column], table["worst"], table["best"], color="#3b6fb6", alpha=0.15, linewidth=0
+        )
+        best = table[column].iloc[int(table["mean"].argmax())]
+        axis.axvline(best, color=LINE_COLOR, linestyle=_DASHED, linewidth=0.9)
+        axis.set(xlabel=label, xscale="log", ylabel="test accuracy")
+        name_panel(axis, letter)
+    axes[1].errorbar(
+        fresh[BETA],
+        fresh["mean"],
+        yerr=fresh["deviation"].fillna(0),
+        color="#d1662b",
+        fmt="s",
+        capsize=3,
+        label="fresh seeds",
+    )
+    axes[1].legend(loc="best")
+    parts = [rates.assign(panel="a"), swept.assign(panel="b"), fresh.assign(panel="b, fresh seeds")]
+    return figure, pd.concat(parts, ignore_index=True)
+
+
 PLOTS: dict[str, Plot] = {
     "temperature/fig4": plot_best_rates,
     "temperature/fig5a": _plot_plane("accuracy", "test accuracy"),
@@ -283,4 +319,5 @@ PLOTS: dict[str, Plot] = {
     "temperature/fig6c": plot_mean_and_best,
     "temperature/fig6_fully_connected": plot_mean_and_best,
     "temperature/table1": plot_table,
+    "temperature/section3_4": plot_tuning,
 }
