@@ -1,5 +1,6 @@
 """The whole workflow at smoke scale, as a user runs it."""
 
+import json
 import subprocess
 import sys
 
@@ -97,6 +98,22 @@ def test_relative_rates_are_resolved_from_the_curvature(smoke):
     assert sorted(runs["relative_learning_rate"].round(9)) == listed
     expected = critical.loc[runs["seed"]].to_numpy() * runs["relative_learning_rate"]
     pd.testing.assert_series_equal(runs["learning_rate"], expected, check_names=False)
+
+
+def test_the_inverse_temperature_is_tuned_around_the_grids_runs(smoke):
+    folder = smoke.path / "results/experiments/temperature/tuning"
+    tuning = json.loads((folder / "temperature_tuning.json").read_text(encoding="utf-8"))
+    sweep = pd.read_parquet(folder / "temperature_sweep.parquet")
+    runs = pd.read_parquet(folder / "runs.parquet")
+    assert tuning["learning_rate_at_1"] == 0.3
+    rates = sweep["learning_rate"] * sweep["inverse_temperature"]
+    assert rates.to_numpy() == pytest.approx(0.3)
+    at_one = sweep[(sweep["stage"] == "sweep") & (sweep["inverse_temperature"] == 1)]
+    assert set(at_one["run_id"]) < set(runs["run_id"])
+    values = sorted(row["inverse_temperature"] for row in tuning["sweep"])
+    assert set(values) >= {0.01, 0.1, 1.0, 10.0}
+    assert tuning["inverse_temperature"] in values
+    assert set(tuning["fresh_seeds"]).isdisjoint(tuning["seeds"])
 
 
 def test_figures_are_pictures_with_their_numbers(smoke):

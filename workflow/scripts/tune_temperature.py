@@ -6,6 +6,7 @@ Scratch: checkpoints, deleted once the outputs are there.
 """
 
 import json
+import os
 from pathlib import Path
 
 from sgdphases.scripting import run_script, use_threads
@@ -48,9 +49,9 @@ def main() -> None:
                 lowering=execution["lowering"],
                 checkpoint_folder=checkpoints / name,
                 checkpoint_seconds=execution["checkpoint_seconds"],
-                cache_folder=cache,
-                jobs=1,
-                version=snakemake.params.fingerprint,
+                cache_folder=cache / "lowerings",
+                jobs=max(1, (os.cpu_count() or 1) // snakemake.threads),
+                version=f"{snakemake.params.trained_by} {snakemake.params.fingerprint}",
             ),
         )
         return ExperimentTables(spec, shard.runs, shard.history, None)
