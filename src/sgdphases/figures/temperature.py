@@ -182,7 +182,7 @@ def _family_name(key: Sequence[object], names: Sequence[str]) -> str:
         if name == "weight_scale":
             parts.append(f"σ_w = {value:.3g}")
         elif name == "batch_norm":
-            parts += ["batch norm"] if value else []
+            parts.append("batch norm" if value else "no batch norm")
         else:
             parts.append(str(value))
     return ", ".join(parts)
