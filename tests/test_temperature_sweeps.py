@@ -7,7 +7,7 @@ import pytest
 
 from sgdphases.claims.evaluate import evaluate_claims
 from sgdphases.claims.temperature import MEASURES
-from sgdphases.figures.draw import PLOTS, draw_figure
+from sgdphases.figures.draw import draw_figure, plots_of
 from sgdphases.figures.style import apply_style
 from sgdphases.tables import ExperimentTables
 from sgdphases.temperature_sweeps import (
@@ -351,14 +351,16 @@ def test_table_one_is_measured_on_imagenet_alone_and_quotes_are_never_run():
     ],
 )
 def test_figures_are_drawn_with_their_numbers(figure, tables, tmp_path):
-    draw_figure(f"temperature/{figure}", tables, [tmp_path / "f.png"], tmp_path / "f.parquet")
+    draw_figure(
+        f"temperature/{figure}", "temperature", tables, [tmp_path / "f.png"], tmp_path / "f.parquet"
+    )
     assert (tmp_path / "f.png").stat().st_size > 5000
     assert len(pd.read_parquet(tmp_path / "f.parquet")) > 0
 
 
 def test_what_cannot_be_reached_is_hatched_and_in_the_numbers():
     apply_style()
-    figure, cells = PLOTS["temperature/fig5a"](plane_tables())
+    figure, cells = plots_of("temperature")["temperature/fig5a"](plane_tables())
     (axis, _) = figure.axes
     assert cells["reachable"].tolist().count(False) == 3
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["out of reach"]

@@ -203,11 +203,11 @@ def test_the_figure(tmp_path):
     _, sweep, _ = tune(best=0.1)
     tables = ExperimentTables(SPEC, tuned.runs, tuned.history, None, sweep)
     name = "temperature/section3_4"
-    draw_figure(name, tables, [tmp_path / "f.png"], tmp_path / "f.parquet")
+    draw_figure(name, "temperature", tables, [tmp_path / "f.png"], tmp_path / "f.parquet")
     assert set(pd.read_parquet(tmp_path / "f.parquet")["panel"]) == {"a", "b", "b, fresh seeds"}
     without = ExperimentTables(SPEC, tuned.runs, tuned.history, None)
     with pytest.raises(ValueError, match="no inverse temperature was tuned"):
-        draw_figure(name, without, [tmp_path / "f.png"], tmp_path / "f.parquet")
+        draw_figure(name, "temperature", without, [tmp_path / "f.png"], tmp_path / "f.parquet")
 
 
 # --- experiments ----------------------------------------------------------------------------------

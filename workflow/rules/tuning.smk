@@ -16,8 +16,12 @@ rule temperature_tuning:
         sweep=f"{EXPERIMENT}/temperature_sweep.parquet",
     log:
         f"{LOGS}/{{paper}}/{{experiment}}/temperature_tuning.log",
+    benchmark:
+        f"{BENCHMARKS}/{{paper}}/{{experiment}}/tuning.tsv"
     conda:
         "../../environment.yml"
+    resources:
+        **DEVICES,
     params:
         settings=lambda wildcards: run_settings(plan_of(wildcards).spec),
         spec=lambda wildcards: plan_of(wildcards).described,
@@ -27,7 +31,7 @@ rule temperature_tuning:
         execution=lambda wildcards, input: execution_settings(plan_of(wildcards).spec),
         checkpoints=lambda wildcards, input: f"{RESULTS}/scratch/{wildcards.paper}/{wildcards.experiment}/temperature_tuning",
         cache=lambda wildcards, input: f"{RESULTS}/cache",
-        fingerprint=stage_fingerprint("temperature_tuning"),
-        trained_by=stage_fingerprint("training"),
+        accelerator=lambda wildcards, input: PLAN.config.accelerator,
+        fingerprint=stage_fingerprint("temperature_tuning", "training"),
     script:
         "../scripts/tune_temperature.py"

@@ -9,14 +9,17 @@ import json
 import os
 from pathlib import Path
 
+from sgdphases.accelerators import use_accelerator
 from sgdphases.scripting import run_script, use_threads
 
 
 def main() -> None:
     use_threads(snakemake.threads)
-    from sgdphases.devices import use_compilation_cache, use_cpu_devices
+    use_accelerator(snakemake.params.accelerator, snakemake.resources.get("gpu", 1))
+    from sgdphases.devices import check_accelerator, use_compilation_cache, use_cpu_devices
 
     use_cpu_devices(snakemake.threads)
+    check_accelerator(snakemake.params.accelerator)
     from sgdphases.aggregation import aggregate
     from sgdphases.checkpoints import delete_checkpoints
     from sgdphases.datasets import load, verify
@@ -51,7 +54,7 @@ def main() -> None:
                 checkpoint_seconds=execution["checkpoint_seconds"],
                 cache_folder=cache / "lowerings",
                 jobs=max(1, (os.cpu_count() or 1) // snakemake.threads),
-                version=f"{snakemake.params.trained_by} {snakemake.params.fingerprint}",
+                version=snakemake.params.fingerprint,
             ),
         )
         return ExperimentTables(spec, shard.runs, shard.history, None)
