@@ -140,11 +140,15 @@ def test_a_best_that_is_never_passed_is_said_to_be_at_an_end():
     assert "the best is at an end of the sweep, after 1 extensions" in describe_tuning(tuning)
 
 
-def test_nothing_to_gain():
-    tuning, table, _ = tune(best=1.0)
-    assert (tuning["inverse_temperature"], tuning["gain"]) == (1.0, 0.0)
-    assert (table["stage"] == "gain").sum() == 4
-    assert "nothing to gain" in describe_tuning(tuning)
+def test_where_1_is_best_the_next_best_is_shown_to_lose():
+    tuning, table, _ = tune(best=1.1)
+    assert tuning["inverse_temperature"] == 1.0
+    assert tuning["compared_inverse_temperature"] == 3.16227766017
+    assert tuning["gain"] < 0
+    assert (table["stage"] == "gain").sum() == 8
+    text = describe_tuning(tuning)
+    assert "use inverse_temperature 1," in text
+    assert "gain of 3.16, the best other than 1, over 1: -0.00" in text
 
 
 def test_one_fresh_seed_has_no_interval():
@@ -168,7 +172,7 @@ def test_a_tuning_in_words():
         "0.8995",
         "<- best",
         "use inverse_temperature 0.1, learning_rate 1",
-        "gain over inverse temperature 1: +0.0200 (95 % interval",
+        "gain of 0.1 over 1: +0.0200 (95 % interval",
         "mean of 4 fresh seeds (each: +0.0200",
     ):
         assert fragment in text

@@ -152,7 +152,9 @@ def sweep_temperature(
         beyond = sweep_values(low / factor, high * factor, density)
         at_low = best == low
         pending = [value for value in beyond if (value < low if at_low else value > high)]
-    gain, fresh = _measure_gain(runs, best, options["num_fresh_seeds"], train)
+    others = swept[swept[BETA] != 1.0]
+    other = float(others[BETA].iloc[int(others["mean"].argmax())])
+    gain, fresh = _measure_gain(runs, other, options["num_fresh_seeds"], train)
     table = pd.concat(
         [pd.concat(rows).assign(stage="sweep"), fresh.assign(stage="gain")], ignore_index=True
     )
@@ -184,16 +186,22 @@ def sweep_temperature(
 
 
 def _measure_gain(
-    runs: Sequence[Run], best: float, num_fresh_seeds: int, train: Train
+    runs: Sequence[Run], other: float, num_fresh_seeds: int, train: Train
 ) -> tuple[dict[str, Any], pd.DataFrame]:
-    """The accuracy gained over β = 1, seed by seed, with seeds that did not choose β."""
+    """The accuracy gained over β = 1, seed by seed, with seeds that did not choose β.
+
+    Args:
+        runs: The best runs at β = 1.
+        other: The best β other than 1.
+        num_fresh_seeds: Seeds.
+        train: Trains runs.
+    """
     first = max(run["seed"] for run in runs) + 1
     seeds = list(range(first, first + num_fresh_seeds))
-    betas = list(dict.fromkeys([1.0, best]))
-    wanted = [at_temperature(runs[0], beta, seed) for beta in betas for seed in seeds]
+    wanted = [at_temperature(runs[0], beta, seed) for beta in (1.0, other) for seed in seeds]
     table = with_accuracy(train(wanted, "gain"))
     by_seed = table.pivot_table("accuracy", index="seed", columns=BETA).reindex(seeds)
-    gains = (by_seed[best] - by_seed[1.0]).to_numpy(float)
+    gains = (by_seed[other] - by_seed[1.0]).to_numpy(float)
     half = None
     if len(gains) > 1:
         error = float(gains.std(ddof=1) / np.sqrt(len(gains)))
@@ -201,8 +209,9 @@ def _measure_gain(
     mean = float(gains.mean())
     document = {
         "fresh_seeds": seeds,
+        "compared_inverse_temperature": other,
         "accuracy_at_1": float(by_seed[1.0].mean()),
-        "accuracy": float(by_seed[best].mean()),
+        "accuracy": float(by_seed[other].mean()),
         "gains": gains.tolist(),
         "gain": mean,
         "gain_low": None if half is None else mean - half,
@@ -245,16 +254,15 @@ def describe_tuning(tuning: Mapping[str, Any]) -> str:
         f"use inverse_temperature {tuning['inverse_temperature']:.3g}, learning_rate "
         f"{tuning['learning_rate']:.3g}"
     )
-    if tuning["inverse_temperature"] == 1:
-        lines.append("there is nothing to gain over inverse temperature 1")
-        return "\n".join(lines)
     interval = (
         ""
         if tuning["gain_low"] is None
         else f" (95 % interval {tuning['gain_low']:+.4f} to {tuning['gain_high']:+.4f})"
     )
+    other = tuning["compared_inverse_temperature"]
+    best_other = "" if other == tuning["inverse_temperature"] else ", the best other than 1,"
     lines.append(
-        f"gain over inverse temperature 1: {tuning['gain']:+.4f}{interval}, from "
+        f"gain of {other:.3g}{best_other} over 1: {tuning['gain']:+.4f}{interval}, from "
         f"{tuning['accuracy_at_1']:.4f} to {tuning['accuracy']:.4f}, mean of "
         f"{len(tuning['fresh_seeds'])} fresh seeds (each: "
         f"{', '.join(f'{gain:+.4f}' for gain in tuning['gains'])})"
