@@ -414,6 +414,15 @@ def test_the_last_token_stands_for_all_higher_ones():
     assert np.abs(np.asarray(rare - other)).min() > 1e-4
 
 
+def test_an_image_is_the_sequence_of_its_rows():
+    images = np.random.default_rng(0).normal(size=(2, 3, 4, 2))
+    network, of_vectors = make_gru((3, 4, 2)), make_gru((3, 8))
+    parameters = start(network)
+    np.testing.assert_array_equal(
+        network.apply(parameters, images), of_vectors.apply(parameters, images.reshape(2, 3, 8))
+    )
+
+
 def test_gru_parameters_and_embedding_spread():
     parameters = make_gru((4,)).init(jax.random.key(0))
     shapes = jax.tree.map(jnp.shape, parameters)
