@@ -1,8 +1,8 @@
 """Give a job the accelerator that it was given, before JAX is imported.
 
-Slurm and Kubernetes show a job its own GPUs only. Snakemake on one machine, with
-`--resources gpu=2`, counts jobs but does not say which GPU is whose: jobs claim them by locking a
-file each. The lock of a process that has ended, however it ended, is free again.
+Slurm shows a job its own GPUs only. Snakemake on one machine, with `--resources gpu=2`, counts jobs
+but does not say which GPU is whose: jobs claim them by locking a file each. The lock of a process
+that has ended, however it ended, is free again.
 """
 
 import fcntl
@@ -36,9 +36,9 @@ def requested_devices(accelerator: str) -> dict[str, int]:
             something where the number of GPUs is given only.
 
     Returns:
-        Numbers of `gpu` and `tpu`.
+        The number of `gpu` or `tpu`; nothing on CPUs.
     """
-    return {GPU: int(accelerator in (AUTO, GPU)), TPU: int(accelerator == TPU)}
+    return {AUTO: {GPU: 1}, GPU: {GPU: 1}, TPU: {TPU: 1}}.get(accelerator, {})
 
 
 def use_accelerator(accelerator: str, num_gpus: int = 1) -> None:
@@ -84,9 +84,8 @@ def visible_gpus(devices: Path = Path("/dev")) -> list[str]:
 
 
 def is_given_by_scheduler() -> bool:
-    """Whether the GPUs that the process sees are its own: in a job of Slurm or Kubernetes."""
-    in_slurm = "SLURM_JOB_ID" in os.environ and "CUDA_VISIBLE_DEVICES" in os.environ
-    return in_slurm or "KUBERNETES_SERVICE_HOST" in os.environ
+    """Whether the GPUs that the process sees are its own: in a job of Slurm."""
+    return "SLURM_JOB_ID" in os.environ and "CUDA_VISIBLE_DEVICES" in os.environ
 
 
 def claim(names: Sequence[str], count: int, folder: Path | None = None) -> list[str]:

@@ -121,8 +121,26 @@ class ExperimentPlan:
         """The curvature shards that hold the networks of a training shard."""
         if not self.has_curvature:
             return []
-        needed = set(self.network_ids(shard))
-        return [other.name for other in self.curvature_shards.values() if needed & set(other.items)]
+        holding = {
+            name
+            for network in set(self.network_ids(shard))
+            for name in self._curvature_shards_by_network[network]
+        }
+        # In the order of the plan.
+        return sorted(holding, key=self._curvature_order.__getitem__)
+
+    @cached_property
+    def _curvature_order(self) -> dict[str, int]:
+        return {name: position for position, name in enumerate(self.curvature_shards)}
+
+    @cached_property
+    def _curvature_shards_by_network(self) -> dict[str, list[str]]:
+        """Of each network, the curvature shards that hold it."""
+        holding: dict[str, list[str]] = {}
+        for shard in self.curvature_shards.values():
+            for network in shard.items:
+                holding.setdefault(network, []).append(shard.name)
+        return holding
 
 
 def prediction_sources(runs: Iterable[Mapping[str, Any]]) -> list[str]:

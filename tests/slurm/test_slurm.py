@@ -21,7 +21,8 @@ import yaml
 from conftest import Result, Workspace, lay_out
 
 IMPATIENT = Path(__file__).with_name("impatient_snakemake.py")
-# The names of experiments that are not there yet count as a mistake in `experiments`.
+# Six jobs at once keep two cores busy, and within memory.
+JOBS = ["--jobs", "6"]
 SMOKE = ["scale=smoke", "accelerator=auto", "experiments=[catapult/*]"]
 FAULTS = ["scale=smoke", "accelerator=auto", "experiments=[faults/*]"]
 EXPERIMENT = "config/experiments/catapult/fc_mnist.yaml"
@@ -68,7 +69,7 @@ def start(project: Workspace, name: str, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen(
         [
             *(sys.executable, IMPATIENT, "--profile", "slurm", "--nocolor", "--latency-wait", "10"),
-            *("--slurm-init-seconds-before-status-checks", "1", *arguments),
+            *("--slurm-init-seconds-before-status-checks", "1", *JOBS, *arguments),
         ],
         cwd=project.path,
         env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(project.path / "src")},
@@ -77,16 +78,16 @@ def start(project: Workspace, name: str, *arguments: str) -> subprocess.Popen:
     )
 
 
-def finish(process: subprocess.Popen, project: Workspace, name: str, timeout=300.0) -> Result:
+def finish(process: subprocess.Popen, project: Workspace, name: str, timeout=600.0) -> Result:
     try:
         process.wait(timeout)
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
-        process.wait(30)
+        process.kill()
+        process.wait()
     return Result(process.returncode, (project.path / f"{name}.log").read_text(), "")
 
 
-def run(project: Workspace, name: str, *arguments: str, timeout=300.0) -> Result:
+def run(project: Workspace, name: str, *arguments: str, timeout=600.0) -> Result:
     return finish(start(project, name, *arguments), project, name, timeout)
 
 
@@ -105,11 +106,11 @@ def accounted(*fields: str, since: str = "now-1hours") -> list[list[str]]:
 
 def test_smoke_scale_on_slurm_equals_the_local_run(project):
     began = time.monotonic()
-    result = run(project, "smoke", "--config", *SMOKE, timeout=400)
+    result = run(project, "smoke", "--config", *SMOKE, timeout=600)
     seconds = time.monotonic() - began
     assert result.returncode == 0, result.output[-4000:]
     print(f"smoke scale of the catapult paper on Slurm: {seconds:.0f} s")
-    assert seconds < 240
+    assert seconds < float(os.environ.get("SGDPHASES_SLURM_SECONDS", "240"))
     stats = result.job_stats
     states = Counter((partition, state) for partition, state in accounted("Partition", "State"))
     on_gpu = stats["training_shard"] + stats["curvature_shard"]
