@@ -16,7 +16,8 @@ XLA_FLAGS = "--xla_force_host_platform_device_count=2"
 os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
 
 PROJECT = Path(__file__).parents[1]
-LAID_OUT = ("Snakefile", "workflow", "config", "src", "environment.yml", "slurm", "tpu")
+PROFILES = ("slurm", "tpu", "kubernetes")
+LAID_OUT = ("Snakefile", "workflow", "config", "src", "environment.yml", *PROFILES)
 
 
 @dataclass(frozen=True)

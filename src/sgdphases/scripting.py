@@ -32,6 +32,26 @@ def ending_on_bad_input() -> Iterator[None]:
         os._exit(EXIT_BAD_INPUT)
 
 
+def refuse_unwritable(*folders: Path) -> None:
+    """Say in one line that results cannot be written, where Snakemake would show a traceback.
+
+    Args:
+        folders: Folders that are there, or will be made.
+
+    Raises:
+        InputError: One cannot be written to, or not be made.
+    """
+    for folder in folders:
+        nearest = folder.absolute()
+        while not nearest.exists():
+            nearest = nearest.parent
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise InputError(
+                f"{nearest}: no permission to write there, for {folder.absolute()}; allowed: a "
+                "copy of this repository in a folder of yours, and a results_dir that you may write to"
+            )
+
+
 def run_script(action: Callable[[], None], log: Sequence[str]) -> None:
     """Run the body of a workflow script.
 

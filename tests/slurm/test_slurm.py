@@ -163,6 +163,9 @@ def test_a_cancelled_job_is_reported_and_a_rerun_does_what_is_left(project):
 
     process = start(project, "cancelled", "--retries", "0", "--config", *SMOKE)
     (job,) = wait_for(lambda: running_jobs("gpu"), process)
+    beside = run(project, "beside", "--config", *SMOKE)
+    assert beside.returncode == 1
+    assert "Directory cannot be locked" in beside.output
     cluster.run("scancel", job)
     result = finish(process, project, "cancelled")
     assert result.returncode == 1
@@ -320,3 +323,29 @@ def test_faults_leave_the_results_as_they_are(project):
             for folder in ("results", "calm")
         )
         pd.testing.assert_frame_equal(disturbed, calm, check_exact=True)
+
+
+def test_a_missing_partition_is_named(project):
+    table = "elsewhere/experiments/catapult/warmup_descent/runs.parquet"
+    result = run(
+        project,
+        "partition",
+        table,
+        *("--config", *SMOKE, "results_dir=elsewhere"),
+        *("--default-resources", "slurm_partition=nowhere", "mem_mb=1000", "runtime=10"),
+    )
+    assert result.returncode == 1
+    assert "invalid partition specified: nowhere" in result.output
+
+
+def test_a_job_that_finds_no_gpu_says_so(project):
+    """Slurm believes in the GPUs of its nodes; JAX does not."""
+    table = "without/experiments/catapult/fc_mnist/runs.parquet"
+    names = [name for name in SMOKE if not name.startswith("accelerator")]
+    arguments = [*names, "accelerator=gpu", "results_dir=without"]
+    result = run(project, "without", table, "--retries", "0", "--config", *arguments)
+    assert result.returncode == 1
+    logs = (project.path / "without/logs/catapult/fc_mnist").glob("curvature_*.log")
+    (line,) = next(logs).read_text().splitlines()
+    assert line.startswith("error: accelerator: 'gpu': there is none on ")
+    assert line in result.output or "curvature_" in result.output

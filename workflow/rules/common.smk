@@ -1,8 +1,10 @@
 # What all rules share: the plan, and where things are.
+from pathlib import Path
+
 from sgdphases.accelerators import requested_devices
 from sgdphases.config import execution_settings, published_spec, run_settings
 from sgdphases.fingerprint import stage_fingerprint
-from sgdphases.scripting import ending_on_bad_input
+from sgdphases.scripting import ending_on_bad_input, refuse_unwritable
 from sgdphases.workflow import (
     dataset_files,
     generated_datasets,
@@ -14,6 +16,7 @@ from sgdphases.workflow import (
 
 with ending_on_bad_input():
     PLAN = make_plan(config)
+    refuse_unwritable(Path(), Path(PLAN.config.results_dir))
 
 RESULTS = PLAN.config.results_dir
 LOGS = f"{RESULTS}/logs"
