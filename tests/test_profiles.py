@@ -34,12 +34,12 @@ def plan(workspace, *arguments, prefix=()):
 def resources(result, rule):
     """The resources of the first job of a rule."""
     assert result.returncode == 0, result.output[-2000:]
-    block = re.search(rf"^(?:local)?rule {rule}:\n(?:    .*\n)+", result.output, re.MULTILINE)[0]
+    block = re.search(rf"^rule {rule}:\n(?:    .*\n)+", result.output, re.MULTILINE)[0]
     listed = re.search(r"    resources: (.*)", block)
     return dict(entry.split("=", 1) for entry in listed[1].split(", "))
 
 
-def test_slurm_plans_paper_scale_with_gpus_for_training_and_light_rules_at_home(workspace):
+def test_slurm_plans_paper_scale_with_gpus_for_training(workspace):
     result = plan(workspace, "--profile", "slurm", "--config", "experiments=[catapult/fc_mnist]")
     assert "results/datasets/mnist/manifest.json" in result.output
     training = resources(result, "training_shard")
@@ -51,8 +51,6 @@ def test_slurm_plans_paper_scale_with_gpus_for_training_and_light_rules_at_home(
         job = resources(result, rule)
         assert job["slurm_partition"] == "cpu"
         assert "gpu" not in job
-    local = set(re.findall(r"^localrule (\w+):", result.output, re.MULTILINE))
-    assert local == {"all", "spec", "curvature", "figure", "claims", "usage"}
 
 
 def test_every_section_of_a_profile_is_about_a_rule():

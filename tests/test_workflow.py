@@ -185,4 +185,5 @@ def test_scale_paper_is_planned_without_running(workspace):
     result = workspace.snakemake("--dry-run", "--config", "scale=paper", "manual_dir=config")
     assert result.returncode == 0, result.output[-2000:]
     assert result.job_stats["training_shard"] > 10
+    assert sum(result.job_stats.values()) < 5000
     assert "results/datasets/mnist/manifest.json" in result.output

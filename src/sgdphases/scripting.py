@@ -48,7 +48,7 @@ def refuse_unwritable(*folders: Path) -> None:
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise InputError(
                 f"{nearest}: no permission to write there, for {folder.absolute()}; allowed: a "
-                "copy of this repository in a folder of yours, and a results_dir that you may write to"
+                "copy of this repository in a folder of yours, and a results_dir to write to"
             )
 
 
