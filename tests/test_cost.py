@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from sgdphases.command import main
-from sgdphases.cost import Assumptions, describe_costs, estimate_costs, known_facts
+from sgdphases.cost import Assumptions, dataset_bytes, describe_costs, estimate_costs, known_facts
 from sgdphases.workflow import make_plan
 
 EXPERIMENT = """\
@@ -72,6 +72,18 @@ def test_the_command_prints_every_experiment_and_refuses_bad_input(project, caps
 
 def test_what_is_not_known_is_said(project):
     cost = replace(costs_of(), device_hours=None, longest_job_hours=None)
-    text = describe_costs([cost, replace(cost, assumes_rates=True)], ASSUMPTIONS, project.path)
+    text = describe_costs(
+        [cost, replace(cost, assumes_rates=True)], ASSUMPTIONS, project.path, {"mine": None}
+    )
     assert "?: the size of the data is not known" in text
     assert "~: steps depend on rates" in text
+    assert "Datasets: mine ?" in text
+
+
+def test_datasets_take_what_their_arrays_do(project):
+    patterns = ["catapult/fc_mnist", "l2/imagenet", "catapult/scalar_relu"]
+    plan = make_plan({"scale": "paper", "experiments": patterns})
+    sizes = dataset_bytes(plan)
+    assert sizes["mnist"] == 70_000 * 28 * 28
+    assert 1.9e11 < sizes["imagenet"] < 2.1e11
+    assert sizes["single_point"] < 100

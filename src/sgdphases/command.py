@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from sgdphases.config import find_experiments, read_config
-from sgdphases.cost import Assumptions, describe_costs, estimate_costs
+from sgdphases.cost import Assumptions, dataset_bytes, describe_costs, estimate_costs
 from sgdphases.errors import InputError
 from sgdphases.prediction import (
     describe_prediction,
@@ -204,11 +204,8 @@ def show_plan(options: argparse.Namespace) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"
     plan = make_plan(_configuration(options.config))
     assumptions = Assumptions(teraflops=options.teraflops)
-    print(
-        describe_costs(
-            estimate_costs(plan, assumptions), assumptions, Path(plan.config.results_dir)
-        )
-    )
+    results, costs = Path(plan.config.results_dir), estimate_costs(plan, assumptions)
+    print(describe_costs(costs, assumptions, results, dataset_bytes(plan)))
     return 0
 
 

@@ -29,6 +29,7 @@ _BUILDERS = {
     "imagenet2012": Facts("classification", 1000, 1_281_167, 50_000),
 }
 _SAMPLES_OF_CIFAR5M = 6_002_688
+_EIGHT_BIT_SOURCES = frozenset({"tfds", "cifar5m", "tiny_imagenet", "folder", "diffusion"})
 # Of a training step: the pass forward, and twice as much backward.
 _PASSES_PER_STEP = 3
 # Bytes that a number of a history takes, in the shards and once more in the experiment's table.
@@ -139,6 +140,22 @@ def known_facts(dataset: Mapping[str, Any]) -> Facts:
         shape = (side or shape[0], side or shape[1], 1 if view.grey else shape[2])
     outputs = 1 if view.labels == "parity" else outputs
     return replace(facts, num_train=count, num_outputs=outputs, input_shape=shape)
+
+
+def dataset_bytes(plan: Plan) -> dict[str, float | None]:
+    """Bytes of the arrays of each dataset that a plan uses; None where their size is not known."""
+    names = {p.spec["dataset"]["name"] for p in plan.experiments.values() if p.spec["dataset"]}
+    sizes: dict[str, float | None] = {}
+    for name in sorted(names):
+        facts, source = known_facts({"name": name}), known_definition(name)["source"]
+        counts, shape = (facts.num_train, facts.num_test), facts.input_shape
+        if shape is None or None in counts:
+            sizes[name] = None
+            continue
+        # Images are stored as they come, in 8 bits.
+        each = 1 if source in _EIGHT_BIT_SOURCES and len(shape) == 3 else 4
+        sizes[name] = float(each * math.prod(shape) * sum(count or 0 for count in counts))
+    return sizes
 
 
 def _theory_cost(experiment: ExperimentPlan) -> Cost:
@@ -302,13 +319,19 @@ def _traced_size(
     return flop, sum(math.prod(leaf.shape) for leaf in leaves)
 
 
-def describe_costs(costs: Sequence[Cost], assumptions: Assumptions, results: Path) -> str:
+def describe_costs(
+    costs: Sequence[Cost],
+    assumptions: Assumptions,
+    results: Path,
+    datasets: Mapping[str, float | None],
+) -> str:
     """The estimates as a table for reading.
 
     Args:
         costs: The estimates.
         assumptions: What they rest on.
         results: The results folder.
+        datasets: From `dataset_bytes`.
 
     Returns:
         A table with one line for each experiment, their sum, and what was assumed.
@@ -341,8 +364,13 @@ def describe_costs(costs: Sequence[Cost], assumptions: Assumptions, results: Pat
         f"Device-hours assume {assumptions.teraflops:g} TFLOP/s per device (--teraflops), at least "
         f"{assumptions.seconds_per_step:g} s a step and {assumptions.seconds_per_job:g} s a job; "
         "theory runs on CPUs.",
-        f"Tables and checkpoints (of the largest job) go to {results}; datasets come on top.",
+        f"Tables and checkpoints (of the largest job) go to {results}.",
     ]
+    if datasets:
+        sizes = [
+            f"{name} {'?' if size is None else _bytes(size)}" for name, size in datasets.items()
+        ]
+        notes.append(f"Datasets: {', '.join(sizes)}; about twice as much while they are made.")
     if any(cost.assumes_rates for cost in costs):
         notes.append(
             "~: steps depend on rates that are measured first; a critical rate of "
