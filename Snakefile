@@ -1,5 +1,5 @@
-# The way of the data: datasets -> curvature -> training -> aggregation -> figures, claims, usage;
-# training -> prediction -> training of the experiments that take their weight decays from it;
+# The way of the data: datasets -> curvature, edges -> training -> aggregation -> figures, claims,
+# usage; training -> prediction -> training of the experiments that take their weight decays from it;
 # training -> tuning of the inverse temperature.
 # Rules are in workflow/rules, one file per stage; what they run is in src/sgdphases.
 import sys
@@ -35,6 +35,7 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/datasets.smk"
 include: "workflow/rules/diffusion.smk"
 include: "workflow/rules/curvature.smk"
+include: "workflow/rules/edges.smk"
 include: "workflow/rules/training.smk"
 include: "workflow/rules/theory.smk"
 include: "workflow/rules/aggregation.smk"

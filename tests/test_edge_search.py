@@ -3,8 +3,14 @@
 import numpy as np
 import pytest
 
+from sgdphases import edge_search
 from sgdphases.datasets.loading import Dataset
-from sgdphases.edge_search import EdgeSearch, rates_below, search_edges
+from sgdphases.edge_search import (
+    EdgeSearch,
+    edge_learning_rates,
+    first_learning_rate,
+    search_edges,
+)
 from sgdphases.errors import InputError
 from sgdphases.exponents import fit_power_law
 from sgdphases.hyperparameters import complete_run
@@ -31,13 +37,12 @@ def dataset():
 def make_cases(*changes, **shared):
     return [
         {
-            "run_id": f"case {i}",
+            "case_id": f"case {i}",
             **complete_run(
                 {
                     "model": "fully_connected",
                     "loss_normalisation": "per_sample",
                     "learning_rate": 1e-6,
-                    "learning_rate_relative_to": "absolute",
                     "precision": "float64",
                     "seed": 0,
                     **shared,
@@ -61,7 +66,7 @@ def test_largest_stable_rate_of_a_linear_model_is_that_of_its_spectrum(dataset):
     expected = 2 / np.linalg.eigvalsh(kernel)[-1] * table["richness"] ** 2
     np.testing.assert_allclose(table["learning_rate"], expected, rtol=0.02)
     assert (table["rate_beyond"] > table["learning_rate"]).all()
-    assert table["run_id"].tolist() == ["case 0", "case 1"]
+    assert table["case_id"].tolist() == ["case 0", "case 1"]
     assert (table["edge"] == "convergence").all()
 
 
@@ -77,7 +82,7 @@ def test_edges_have_their_exponents(dataset, edge, depth, richness, exponent, to
     start = 1e-12 if exponent == 2 else 1e-2
     cases = make_cases(*({"richness": value} for value in richness), depth=depth, **RICH)
     cases = [{**case, "learning_rate": start} for case in cases]
-    table = search_edges(SETTINGS, cases, dataset, EdgeSearch(edge=edge, decades=10))
+    table = search_edges(SETTINGS, cases, dataset, EdgeSearch((edge,), decades=10))
     assert np.isfinite(table["rate_beyond"]).all()
     law = fit_power_law(richness, table["learning_rate"])
     assert law.exponent == pytest.approx(exponent, abs=tolerance)
@@ -85,27 +90,66 @@ def test_edges_have_their_exponents(dataset, edge, depth, richness, exponent, to
 
 def test_cases_of_several_shapes_keep_their_order_and_do_not_depend_on_each_other(dataset):
     cases = make_cases({"width": 4}, {"width": 8}, {"width": 4, "seed": 1}, depth=2)
-    search = EdgeSearch(edge="divergence", decades=9, rates_per_decade=1)
+    search = EdgeSearch(("divergence",), decades=9, rates_per_decade=1)
     together = search_edges(SETTINGS, cases, dataset, search)
-    assert together["run_id"].tolist() == [case["run_id"] for case in cases]
+    assert together["case_id"].tolist() == [case["case_id"] for case in cases]
     assert together["learning_rate"].nunique() > 1
     alone = search_edges(SETTINGS, cases[2:], dataset, search)
     assert alone["learning_rate"][0] == pytest.approx(together["learning_rate"][2])
 
 
-def test_an_edge_beyond_the_range_is_reported_and_null(dataset, caplog):
-    table = search_edges(
-        SETTINGS, make_cases({}, **LINEAR), dataset, EdgeSearch(edge="divergence", decades=2)
-    )
+def test_an_edge_beyond_the_range_is_reported_and_not_used(dataset, caplog):
+    search = EdgeSearch(("divergence", "catapult"), decades=2)
+    table = search_edges(SETTINGS, make_cases({}, **LINEAR), dataset, search)
+    assert table["edge"].tolist() == ["divergence", "catapult"]
     assert table["rate_beyond"].isna().all()
     assert table["learning_rate"][0] == pytest.approx(1e-4)
-    assert "case 0: no divergence edge between the learning rates 1e-06 and 0.0001" in caplog.text
+    assert (
+        "richness 1.0, seed 0: no divergence edge between the learning rates 1e-06 and 0.0001"
+        in caplog.text
+    )
+    with pytest.raises(InputError, match=r"no divergence edge was found for 1 of 1 .*first_rate"):
+        edge_learning_rates(table, "divergence", "richness/test")
+
+
+def test_several_edges_share_the_runs_of_the_first_round(dataset, monkeypatch):
+    calls = []
+    train = edge_search.train_shard
+
+    def counted(settings, runs, *others):
+        calls.append(len(runs))
+        return train(settings, runs, *others)
+
+    monkeypatch.setattr(edge_search, "train_shard", counted)
+    edges = ("training", "convergence")
+    cases = [{**case, "learning_rate": 1e-6} for case in make_cases({}, depth=2, **RICH)]
+    both = search_edges(SETTINGS, cases, dataset, EdgeSearch(edges, decades=8))
+    assert len(calls) == 3
+    for edge in edges:
+        alone = search_edges(SETTINGS, cases, dataset, EdgeSearch((edge,), decades=8))
+        expected = both[both["edge"] == edge].reset_index(drop=True)
+        assert alone.equals(expected)
+    assert edge_learning_rates(both, "convergence", "x") == {
+        "case 0": both["learning_rate"][1],
+    }
+
+
+@pytest.mark.parametrize(
+    ("richness", "depth", "optimizer", "expected"),
+    [(0.01, 3, "sgd", 1e-4), (8.0, 3, "sgd", 4.0), (0.01, 3, "adam", 0.01)],
+)
+def test_where_a_search_may_begin(richness, depth, optimizer, expected):
+    case = {"richness": richness, "depth": depth, "optimizer": optimizer}
+    section = {"first_rate": 0.1, "first_rate_relative_to": "richness_law"}
+    assert first_learning_rate(section, case) == pytest.approx(0.1 * expected)
+    section["first_rate_relative_to"] = "absolute"
+    assert first_learning_rate(section, case) == 0.1
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"edge": "sharp"}, "training, catapult, convergence, divergence"),
+        ({"edges": ("sharp",)}, "training, catapult, convergence, divergence"),
         ({"decades": 0}, "decades"),
         ({"rounds": 0}, "rounds"),
     ],
@@ -115,16 +159,6 @@ def test_what_cannot_be_searched_is_refused(changes, message):
         EdgeSearch(**changes)
 
 
-def test_cases_are_needed_and_their_rates_are_absolute(dataset):
+def test_cases_are_needed(dataset):
     with pytest.raises(InputError, match="no case"):
         search_edges(SETTINGS, [], dataset, EdgeSearch())
-    cases = make_cases({"learning_rate_relative_to": "critical"}, **LINEAR)
-    with pytest.raises(InputError, match=r"case 0.*critical.*allowed: an absolute rate"):
-        search_edges(SETTINGS, cases, dataset, EdgeSearch())
-
-
-def test_the_seven_rates_below_an_edge():
-    rates = rates_below([1.0, 100.0])
-    assert rates.shape == (2, 7)
-    np.testing.assert_allclose(rates[1], 100 * rates[0])
-    np.testing.assert_allclose(rates[0], 10.0 ** -np.arange(0, 3.1, 0.5))

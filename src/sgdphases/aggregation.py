@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from sgdphases.config import MODEL_VERSION, expand_networks, expand_runs
+from sgdphases.config import MODEL_VERSION, expand_cases, expand_networks, expand_runs
 from sgdphases.errors import InputError
 from sgdphases.grid import hyperparameter_schemas
 from sgdphases.storage import read_parquet
@@ -97,6 +97,23 @@ def aggregate_curvature(spec: dict[str, Any], shards: Iterable[Path]) -> pd.Data
     """
     wanted = [network["network_id"] for network in expand_networks(spec)]
     return aggregate(spec, shards, "curvature", "network_id", wanted)
+
+
+def aggregate_edges(spec: dict[str, Any], shards: Iterable[Path]) -> pd.DataFrame:
+    """Put the edges of an experiment's cases together.
+
+    Args:
+        spec: The resolved experiment.
+        shards: Folders of the shards of the edge search.
+
+    Returns:
+        One row per case and edge: see `search_edges`.
+
+    Raises:
+        InputError: A case is in no shard, or a shard's table cannot be read.
+    """
+    wanted = [case["case_id"] for case in expand_cases(spec)]
+    return aggregate(spec, shards, "edges", "case_id", wanted)
 
 
 def aggregate_runs(

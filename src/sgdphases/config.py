@@ -30,9 +30,11 @@ from sgdphases.hyperparameters import Origin, check_run, common_hyperparameters,
 from sgdphases.model_table import is_user_model, model_entry, model_names
 from sgdphases.sections import (
     check_budgets,
+    check_edge_search,
     check_prediction,
     check_sections,
     check_tuning,
+    check_units,
     refuse_sections_of_training,
 )
 from sgdphases.user_code import user_model_sources
@@ -252,6 +254,7 @@ def load_experiment(
         check_budgets(runs, document["stopping"], source)
         check_prediction(runs, document, source)
         check_tuning(runs, document, source)
+        check_edge_search(runs, document, source)
     return {
         "experiment": f"{path.parent.name}/{path.stem}",
         "paper": path.parent.name,
@@ -305,13 +308,7 @@ def _check_settings(
             _check_theory(setting, origin)
         else:
             check_run(setting, origin)
-    relative = any(setting.get(LEARNING_RATE_UNIT) == "critical" for setting in settings)
-    if relative and document["kind"] != "theory" and "curvature" not in document:
-        raise InputError(
-            f"{origin.source}: grid.learning_rate.relative_to: 'critical' needs the top NTK "
-            "eigenvalue; allowed: with a curvature section (curvature: {batch_size: 512}), or "
-            "absolute rates"
-        )
+    check_units(settings, document, origin.source)
 
 
 def _check_theory(setting: Mapping[str, Any], origin: Origin) -> None:
@@ -386,9 +383,13 @@ def expand_runs(spec: dict[str, Any]) -> list[dict[str, Any]]:
         common["portrait"] = spec["portrait"]
     # The hash of [common, builder, run], with the text of what is common written once.
     common_text = canonical_text(common)
+    relative_text = canonical_text(edge_settings(spec)) if spec.get("edge_search") else ""
     return [
         {
-            "run_id": text_hash(f"[{common_text},{canonical_text([_builder(run), run])[1:]}"),
+            "run_id": text_hash(
+                f"[{common_text},{canonical_text([_builder(run), run])[1:]}"
+                + (relative_text if run.get(LEARNING_RATE_UNIT) == "edge" else "")
+            ),
             **run,
         }
         for run in _complete(settings, spec)
@@ -463,9 +464,67 @@ def expand_networks(spec: dict[str, Any]) -> list[dict[str, Any]]:
     return list(networks_of(spec, expand_runs(spec)).values())
 
 
+def edge_case(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A run without its learning rate: what has edges."""
+    left_out = {"run_id", "learning_rate", LEARNING_RATE_UNIT}
+    return {key: value for key, value in run.items() if key not in left_out}
+
+
+def case_ids(spec: Mapping[str, Any], runs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Names of some runs' cases together with all that their edges depend on.
+
+    Args:
+        spec: The resolved experiment.
+        runs: Some of its runs.
+
+    Returns:
+        12 hexadecimal digits for each run.
+    """
+    common = canonical_text(edge_settings(spec))
+    return [text_hash(canonical_text([edge_case(run), _builder(run)]) + common) for run in runs]
+
+
+def cases_of(
+    spec: Mapping[str, Any], runs: Iterable[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The distinct cases of some runs.
+
+    Args:
+        spec: The resolved experiment.
+        runs: Some of its runs.
+
+    Returns:
+        By case_id, in the order of the runs: `case_id` and the case's hyperparameters.
+    """
+    runs = list(runs)
+    names = case_ids(spec, runs)
+    return {
+        name: {"case_id": name, **edge_case(run)} for name, run in zip(names, runs, strict=True)
+    }
+
+
+def expand_cases(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """The distinct cases whose edges are searched, each with its `case_id`."""
+    return list(cases_of(spec, expand_runs(spec)).values())
+
+
+def edge_settings(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an experiment that, with the hyperparameters, determines where edges are.
+
+    Keys are sorted: Snakemake compares the parameters of a job as text.
+    """
+    search = {"edge_search": spec["edge_search"], "portrait": spec.get("portrait")}
+    stopping = {"num_steps": spec["edge_search"]["num_steps"]}
+    settings = {**run_settings(spec), **search, "stopping": stopping, "measurements": {}}
+    in_order: dict[str, Any] = json.loads(json.dumps(settings, sort_keys=True))
+    return in_order
+
+
 def shape_key(run: Mapping[str, Any]) -> str:
     """Name of the compiled program that a run belongs to."""
-    shared = {k: v for k, v in run.items() if k not in (*VECTORISED_HYPERPARAMETERS, "run_id")}
+    shared = {
+        k: v for k, v in run.items() if k not in (*VECTORISED_HYPERPARAMETERS, "run_id", "case_id")
+    }
     # A program computes outputs of a second head for all its runs or for none.
     has_second_head = any(run.get(name) is not None for name in SECOND_HEAD_HYPERPARAMETERS)
     return content_hash([shared, has_second_head])
@@ -501,5 +560,6 @@ def published_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     Captions stay out: they belong to the figures, and an edited caption must not touch the tables.
     How the runs are grouped into jobs, and how these work, stays out too.
     """
-    hidden = ("figures", "runs_per_shard", "networks_per_shard", *_EXECUTION_SETTINGS)
+    shards = ("runs_per_shard", "networks_per_shard", "cases_per_shard")
+    hidden = ("figures", *shards, *_EXECUTION_SETTINGS)
     return {key: value for key, value in spec.items() if key not in hidden}

@@ -20,7 +20,8 @@ from sgdphases.validation import (
     suggest,
 )
 
-# Where a learning rate's unit is kept in a run: "absolute", or "critical" for units of 2/lambda_0.
+# Where a learning rate's unit is kept in a run: "absolute", "critical" for units of 2/lambda_0, or
+# "edge" for units of the rate of an edge that was searched.
 # One in units of the temperature is made absolute at once: the run itself says how hot it is.
 LEARNING_RATE_UNIT = "learning_rate_relative_to"
 # Of the common hyperparameters, those that define a network at initialisation, and with it its
@@ -59,7 +60,7 @@ VECTORISED_HYPERPARAMETERS = (
 SECOND_HEAD_HYPERPARAMETERS = ("head_correlation", "initial_logit_norm")
 
 _TEMPERATURE = "temperature"
-_UNITS = ("absolute", "critical", _TEMPERATURE)
+_UNITS = ("absolute", "critical", "edge", _TEMPERATURE)
 _GENERATORS = ("value", "values", "linspace", "logspace")
 # Of a weight decay that another experiment predicts.
 _PREDICTION_KEYS = ("from", "budget")
@@ -101,10 +102,10 @@ def expand_grid(
     A grid is a mapping from hyperparameter to its values, of which the product is taken, or a list
     of such mappings, of which the union is taken. Values are a list, or one of `value`, `values`,
     `linspace`, `logspace` with `start`, `stop`, `num`; a learning rate may add
-    `relative_to: critical`, or `relative_to: temperature` for multiples of 1 over the run's inverse
-    temperature; a weight decay may be `from` an experiment with a prediction for each
-    `budget` of epochs, its values being factors, 1 where there are none. The key `points` lists
-    whole settings by hand.
+    `relative_to: critical` or `relative_to: edge`, or `relative_to: temperature` for multiples of
+    1 over the run's inverse temperature; a weight decay may be `from` an experiment with a
+    prediction for each `budget` of epochs, its values being factors, 1 where there are none. The
+    key `points` lists whole settings by hand.
 
     Args:
         hyperparameters: Values that all runs share.

@@ -48,6 +48,28 @@ class PortraitRules:
         return np.asarray(np.asarray(final) < self.converged_loss * np.asarray(initial))
 
 
+def richness_law(richness: float, depth: int, optimizer: str = "sgd") -> float:
+    r"""How the largest stable learning rate scales with the richness.
+
+    .. math:: \eta_\mathrm{max} \sim \gamma^2 \; (\gamma \le 1), \quad \gamma^{2/L} \; (\gamma > 1)
+
+    Optimisers that step by signs follow its square root.
+
+    Args:
+        richness: γ.
+        depth: L, the number of weight matrices.
+        optimizer: sgd, sign_sgd or adam.
+
+    Returns:
+        The rate, with a prefactor of 1.
+
+    Reference:
+        Richness paper, table 1, figures 11 and 12; catalogue item 1.10.
+    """
+    exponent = 2.0 if richness <= 1 else 2.0 / depth
+    return float(richness ** (exponent if optimizer == "sgd" else exponent / 2))
+
+
 def classify_cells(
     rules: PortraitRules,
     status: ArrayLike,

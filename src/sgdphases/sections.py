@@ -11,6 +11,7 @@ from sgdphases.validation import describe_value
 # Sections that only trained networks have.
 _TRAINING_SECTIONS = (
     "curvature",
+    "edge_search",
     "schedule",
     "augmentation",
     "lowering",
@@ -172,6 +173,60 @@ def check_data(
             f"{source}: hyperparameters.loss: 'cross_entropy' is not allowed: the dataset {name!r} "
             f"has {targets}; allowed: mean_squared_error"
         )
+
+
+def check_units(
+    settings: Iterable[Mapping[str, Any]], document: Mapping[str, Any], source: str
+) -> None:
+    """Check that what learning rates are relative to is measured.
+
+    Args:
+        settings: The runs as the file gives them.
+        document: The experiment.
+        source: The file, for messages.
+
+    Raises:
+        InputError: It is not.
+    """
+    units = {setting.get(LEARNING_RATE_UNIT) for setting in settings}
+    where, theory = f"{source}: grid.learning_rate.relative_to", document["kind"] == "theory"
+    if "critical" in units and not theory and "curvature" not in document:
+        raise InputError(
+            f"{where}: 'critical' needs the top NTK eigenvalue; allowed: with a curvature section "
+            "(curvature: {batch_size: 512}), or absolute rates"
+        )
+    if "edge" in units and "edge_search" not in document:
+        allowed = "absolute or critical" if theory else "with a section edge_search"
+        raise InputError(f"{where}: 'edge' needs an edge that is searched; allowed: {allowed}")
+
+
+def check_edge_search(
+    runs: Iterable[Mapping[str, Any]], document: Mapping[str, Any], source: str
+) -> None:
+    """Check that the edges of an experiment's runs can be searched.
+
+    Args:
+        runs: The trained runs of an experiment.
+        document: The experiment; without a section `edge_search` there is nothing to check.
+        source: The file, for messages.
+
+    Raises:
+        InputError: They cannot.
+    """
+    section = document.get("edge_search")
+    if section is None:
+        return
+    for run in runs:
+        if section["first_rate_relative_to"] == "richness_law" and run.get("depth") is None:
+            raise InputError(
+                f"{source}: edge_search.first_rate_relative_to: 'richness_law' needs the depth, "
+                f"which the model {run['model']!r} does not have; allowed: absolute"
+            )
+        if run["weight_decay_from"] is not None:
+            raise InputError(
+                f"{source}: edge_search: weight_decay from {run['weight_decay_from']!r}: edges are "
+                "searched before any weight decay is predicted; allowed: absolute weight decays"
+            )
 
 
 def check_prediction(

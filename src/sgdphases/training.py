@@ -127,6 +127,7 @@ def train_shard(
     critical: Mapping[str, float],
     execution: Execution | None = None,
     time_constants: Mapping[str, float] | None = None,
+    edges: Mapping[str, float] | None = None,
 ) -> TrainedShard:
     """Train the runs of one shard together.
 
@@ -143,6 +144,8 @@ def train_shard(
         execution: How the shard is computed.
         time_constants: Time to peak times weight decay, in epochs, of each experiment that weight
             decays are relative to.
+        edges: By run_id, the learning rate that each run's is relative to, of those whose unit is
+            an edge.
 
     Returns:
         The shard's tables.
@@ -175,6 +178,7 @@ def train_shard(
                     dataset,
                     critical,
                     time_constants or {},
+                    edges or {},
                     execution,
                     interruption,
                 )
@@ -265,23 +269,30 @@ def _network(
 
 
 def resolve_learning_rates(
-    runs: Sequence[Mapping[str, Any]], critical: Mapping[str, float], network_ids: Sequence[str]
+    runs: Sequence[Mapping[str, Any]],
+    critical: Mapping[str, float],
+    network_ids: Sequence[str],
+    edges: Mapping[str, float],
 ) -> NDArray[np.float64]:
     """Absolute learning rates of runs.
 
     Args:
-        runs: Runs with `learning_rate` and `learning_rate_relative_to` (absolute, or critical for
-            units of 2/λ₀).
+        runs: Runs with `learning_rate` and `learning_rate_relative_to` (absolute, critical for
+            units of 2/λ₀, or edge for units of the learning rate of the run's edge).
         critical: Critical learning rate of each network.
         network_ids: Network of each run.
+        edges: Learning rate of the edge by run_id.
 
     Returns:
         (runs,) absolute learning rates.
     """
+    units = {
+        "absolute": lambda run, network: 1.0,
+        "critical": lambda run, network: critical[network],
+        "edge": lambda run, network: edges[run["run_id"]],
+    }
     rates = [
-        run["learning_rate"] * critical[network]
-        if run["learning_rate_relative_to"] == "critical"
-        else run["learning_rate"]
+        run["learning_rate"] * units[run["learning_rate_relative_to"]](run, network)
         for run, network in zip(runs, network_ids, strict=True)
     ]
     return np.asarray(rates, dtype=np.float64)
@@ -332,6 +343,7 @@ class _Trainer:
         dataset: Dataset,
         critical: Mapping[str, float],
         time_constants: Mapping[str, float],
+        edges: Mapping[str, float],
         execution: Execution,
         interruption: Interruption,
     ) -> None:
@@ -347,9 +359,11 @@ class _Trainer:
         # A hyperparameter that is null throughout would otherwise lose its type.
         nulls = self.table.columns[self.table.isna().all()]
         self.table[nulls] = self.table[nulls].astype(np.float64)
-        self.rates = resolve_learning_rates(runs, critical, network_ids)
+        self.rates = resolve_learning_rates(runs, critical, network_ids, edges)
         self.table["learning_rate"] = self.rates
         self.table["critical_learning_rate"] = [critical.get(n, np.nan) for n in network_ids]
+        if edges:
+            self.table["edge_learning_rate"] = [edges.get(run["run_id"], np.nan) for run in runs]
         self.dtype = np.dtype(parameter_dtype(self.shared["precision"]))
         self.augmentation = read_augmentation(settings.get("augmentation"))
         self.rate_schedule = read_rate_schedule(settings.get("schedule"))

@@ -14,6 +14,8 @@ from typing import Any
 from sgdphases import figures
 from sgdphases.config import (
     Config,
+    case_ids,
+    cases_of,
     expand_runs,
     find_experiments,
     load_experiment,
@@ -74,6 +76,13 @@ class ExperimentPlan:
         ]
         return self._plan("training", ordered, self.spec["runs_per_shard"])
 
+    @property
+    def _covered_runs(self) -> list[dict[str, Any]]:
+        runs = list(self.runs.values())
+        for shard in self.training_shards.values():
+            runs += shard.items.values()
+        return runs
+
     @cached_property
     def curvature_shards(self) -> dict[str, Shard]:
         """The shards of the curvature stage by name.
@@ -81,11 +90,44 @@ class ExperimentPlan:
         They cover the networks of the grid, and those of runs that left the grid but share a
         finished training shard with runs that did not: the inputs of that shard stay the same.
         """
-        runs = list(self.runs.values())
-        for shard in self.training_shards.values():
-            runs += shard.items.values()
-        networks = networks_of(self.spec, runs)
+        networks = networks_of(self.spec, self._covered_runs)
         return self._plan("curvature", [networks], self.spec["networks_per_shard"])
+
+    @property
+    def has_edges(self) -> bool:
+        """Whether the experiment searches the edges of its runs."""
+        return self.spec.get("edge_search") is not None
+
+    @cached_property
+    def edge_shards(self) -> dict[str, Shard]:
+        """The shards of the edge search by name; they cover the same runs as those of curvature."""
+        groups: dict[str, dict[str, Record]] = {}
+        for name, case in sorted(cases_of(self.spec, self._covered_runs).items()):
+            groups.setdefault(shape_key(case), {})[name] = case
+        ordered = [group for _, group in sorted(groups.items())]
+        return self._plan("edge_search", ordered, self.spec["cases_per_shard"])
+
+    @property
+    def reference_edge(self) -> str | None:
+        """The edge that learning rates are relative to."""
+        return str(self.spec["edge_search"]["edges"][0]) if self.has_edges else None
+
+    def case_ids(self, shard: str) -> list[str]:
+        """The case of each run of a training shard whose rate is relative to its edge, else ""."""
+        runs = list(self.training_shards[shard].items.values())
+        if not self.has_edges:
+            return [""] * len(runs)
+        return [
+            name if run[LEARNING_RATE_UNIT] == "edge" else ""
+            for run, name in zip(runs, case_ids(self.spec, runs), strict=True)
+        ]
+
+    def edge_shards_of(self, shard: str) -> list[str]:
+        """The shards of the edge search that the rates of a training shard are relative to."""
+        needed = set(self.case_ids(shard)) - {""}
+        if not needed:
+            return []
+        return [other.name for other in self.edge_shards.values() if needed & set(other.items)]
 
     def _plan(self, stage: str, groups: list[dict[str, Record]], size: int) -> dict[str, Shard]:
         version = stage_fingerprint(stage)

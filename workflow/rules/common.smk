@@ -2,7 +2,12 @@
 from pathlib import Path
 
 from sgdphases.accelerators import requested_devices
-from sgdphases.config import execution_settings, published_spec, run_settings
+from sgdphases.config import (
+    edge_settings,
+    execution_settings,
+    published_spec,
+    run_settings,
+)
 from sgdphases.fingerprint import stage_fingerprint
 from sgdphases.scripting import ending_on_bad_input, refuse_unwritable
 from sgdphases.workflow import (
@@ -75,6 +80,8 @@ def experiment_tables(name):
     tables = ["spec.yaml", "runs.parquet", "history.parquet"]
     if PLAN.experiments[name].has_curvature:
         tables.append("curvature.parquet")
+    if PLAN.experiments[name].has_edges:
+        tables.append("edges.parquet")
     if PLAN.experiments[name].has_prediction:
         tables.append("prediction.json")
     if PLAN.experiments[name].has_tuning:

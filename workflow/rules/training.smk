@@ -8,6 +8,10 @@ rule training_shard:
             f"{plan_of(wildcards).folder}/curvature_shards/{shard}/curvature.parquet"
             for shard in plan_of(wildcards).curvature_shards_of(wildcards.shard)
         ],
+        edges=lambda wildcards: [
+            f"{plan_of(wildcards).folder}/edge_search_shards/{shard}/edges.parquet"
+            for shard in plan_of(wildcards).edge_shards_of(wildcards.shard)
+        ],
         predictions=lambda wildcards: [
             f"{RESULTS}/experiments/{name}/time_constant.json"
             for name in plan_of(wildcards).predictions_of(wildcards.shard)
@@ -29,6 +33,8 @@ rule training_shard:
             plan_of(wildcards).training_shards[wildcards.shard].items
         ),
         network_ids=lambda wildcards: plan_of(wildcards).network_ids(wildcards.shard),
+        case_ids=lambda wildcards: plan_of(wildcards).case_ids(wildcards.shard),
+        edge=lambda wildcards: plan_of(wildcards).reference_edge,
         # With `input` among its arguments, a change of them reruns nothing.
         execution=lambda wildcards, input: execution_settings(plan_of(wildcards).spec),
         checkpoints=lambda wildcards, input: f"{RESULTS}/scratch/{wildcards.paper}/{wildcards.experiment}/{wildcards.shard}",

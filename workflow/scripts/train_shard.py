@@ -1,7 +1,7 @@
 """Train the runs of one shard.
 
-Inputs: the dataset's manifest, the curvature shards that hold the runs' networks, the time
-constants that their weight decays are relative to.
+Inputs: the dataset's manifest, the curvature shards that hold the runs' networks, the edges that
+their learning rates are relative to, the time constants that their weight decays are relative to.
 Outputs: runs.parquet and history.parquet, and the shard's note beside them.
 Scratch: checkpoints, deleted once the outputs are there.
 """
@@ -25,6 +25,7 @@ def main() -> None:
     from sgdphases.checkpoints import delete_checkpoints
     from sgdphases.curvature import critical_learning_rates
     from sgdphases.datasets import load, verify
+    from sgdphases.edge_search import edge_learning_rates
     from sgdphases.models import parameter_dtype
     from sgdphases.planning import write_note
     from sgdphases.prediction import read_time_constants
@@ -41,6 +42,12 @@ def main() -> None:
     dataset = load(folder, settings["dataset"], dtype)
     curvature = [read_parquet(Path(path)) for path in snakemake.input.curvature]
     critical = critical_learning_rates(pd.concat(curvature)) if curvature else {}
+    edges = {}
+    if snakemake.input.edges:
+        table = pd.concat([read_parquet(Path(path)) for path in snakemake.input.edges])
+        of_case = edge_learning_rates(table, snakemake.params.edge, settings["experiment"])
+        cases = zip(runs, snakemake.params.case_ids, strict=True)
+        edges = {run: of_case[case] for run, case in cases if case}
     shard = train_shard(
         settings,
         list(runs.values()),
@@ -56,6 +63,7 @@ def main() -> None:
             version=snakemake.params.fingerprint,
         ),
         read_time_constants([Path(path) for path in snakemake.input.predictions]),
+        edges,
     )
     write_parquet(shard.history, Path(snakemake.output.history))
     write_parquet(shard.runs, Path(snakemake.output.runs))
