@@ -193,6 +193,13 @@ def _training_cost(experiment: ExperimentPlan, assumptions: Assumptions) -> Cost
             if hours is None
             else [*hours, _curvature_seconds(spec, shard, facts, assumptions) / 3600]
         )
+    edge_shards = list(experiment.edge_shards.values()) if experiment.has_edges else []
+    for shard in edge_shards:
+        if _is_done(experiment, "edge_search", shard):
+            continue
+        num_pending += 1
+        seconds = _edge_seconds(spec, shard, facts, assumptions)
+        hours = None if seconds is None or hours is None else [*hours, seconds / 3600]
     waits_for_curvature = any(
         run["learning_rate_relative_to"] == "critical" for run in experiment.runs.values()
     ) and bool({"physical_time", "decay_time"} & set(spec["stopping"]))
@@ -202,7 +209,7 @@ def _training_cost(experiment: ExperimentPlan, assumptions: Assumptions) -> Cost
     return Cost(
         experiment=spec["experiment"],
         num_runs=len(experiment.runs),
-        num_jobs=len(shards) + len(curvature_shards) + 1,
+        num_jobs=len(shards) + len(curvature_shards) + len(edge_shards) + 1,
         num_pending=num_pending + 1 if num_pending else 0,  # aggregation
         device_hours=None if hours is None else sum(hours),
         longest_job_hours=None if hours is None else max(hours, default=0.0),
@@ -213,8 +220,21 @@ def _training_cost(experiment: ExperimentPlan, assumptions: Assumptions) -> Cost
 
 
 def _is_done(experiment: ExperimentPlan, stage: str, shard: Shard) -> bool:
-    table = "runs" if stage == "training" else "curvature"
+    table = {"training": "runs", "curvature": "curvature", "edge_search": "edges"}[stage]
     return (experiment.folder / f"{stage}_shards" / shard.name / f"{table}.parquet").exists()
+
+
+def _edge_seconds(
+    spec: Mapping[str, Any], shard: Shard, facts: Facts, assumptions: Assumptions
+) -> float | None:
+    """Seconds of a job of the edge search, None where the data are not known."""
+    search = spec["edge_search"]
+    rates = round(search["decades"] * search["rates_per_decade"]) + 1
+    # All edges share the runs of the first round.
+    tried = rates * (1 + (search["rounds"] - 1) * len(search["edges"]))
+    runs = [case for case in shard.items.values() for _ in range(tried)]
+    steps = [search["num_steps"]] * len(runs)
+    return _seconds_of(spec, runs, steps, [2] * len(runs), facts, assumptions)[0]
 
 
 def _steps_of(

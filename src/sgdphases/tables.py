@@ -22,6 +22,7 @@ class ExperimentTables:
             experiment has no curvature stage.
         sweep: One row per run of a sweep of inverse temperatures (`temperature_sweep.parquet`), or
             None where the experiment tunes none.
+        edges: One row per case and edge (`edges.parquet`), or None where none are searched.
     """
 
     spec: dict[str, Any]
@@ -29,6 +30,7 @@ class ExperimentTables:
     history: pd.DataFrame
     curvature: pd.DataFrame | None
     sweep: pd.DataFrame | None = None
+    edges: pd.DataFrame | None = None
 
 
 def read_spec(path: Path) -> dict[str, Any]:
@@ -39,14 +41,17 @@ def read_spec(path: Path) -> dict[str, Any]:
 
 def load_experiment(directory: Path) -> ExperimentTables:
     """Read the tables of the experiment in `directory`."""
-    curvature_path = directory / "curvature.parquet"
     spec = read_spec(directory / "spec.yaml")
-    has_curvature = spec.get("curvature") is not None
-    has_sweep = spec.get("temperature_tuning") is not None
+
+    def read_if_any(section: str, table: str) -> pd.DataFrame | None:
+        path = directory / f"{table}.parquet"
+        return read_parquet(path) if spec.get(section) is not None else None
+
     return ExperimentTables(
         spec=spec,
         runs=read_parquet(directory / "runs.parquet"),
         history=read_parquet(directory / "history.parquet"),
-        curvature=read_parquet(curvature_path) if has_curvature else None,
-        sweep=read_parquet(directory / "temperature_sweep.parquet") if has_sweep else None,
+        curvature=read_if_any("curvature", "curvature"),
+        edges=read_if_any("edge_search", "edges"),
+        sweep=read_if_any("temperature_tuning", "temperature_sweep"),
     )

@@ -12,7 +12,7 @@ import pandas as pd
 from sgdphases.planning import NOTE_NAME
 from sgdphases.storage import write_text
 
-_SHARD = re.compile(r"(?P<stage>training|curvature)_(?P<shard>[0-9a-f]{12})")
+_SHARD = re.compile(r"(?P<stage>training|curvature|edge_search)_(?P<shard>[0-9a-f]{12})")
 _TEXTS = ("subject", "stage", "job", "device")
 _NUMBERS = ("num_devices", "hours", "device_hours", "cpu_hours", "max_memory_mib")
 

@@ -7,9 +7,13 @@ rule edge_shard:
     output:
         f"{EXPERIMENT}/edge_search_shards/{{shard}}/edges.parquet",
     log:
-        f"{LOGS}/{{paper}}/{{experiment}}/edges_{{shard}}.log",
+        f"{LOGS}/{{paper}}/{{experiment}}/edge_search_{{shard}}.log",
+    benchmark:
+        f"{BENCHMARKS}/{{paper}}/{{experiment}}/edge_search_{{shard}}.tsv"
     conda:
         "../../environment.yml"
+    resources:
+        **DEVICES,
     params:
         settings=lambda wildcards: edge_settings(plan_of(wildcards).spec),
         cases=lambda wildcards: dict(
@@ -18,6 +22,7 @@ rule edge_shard:
         # With `input` among its arguments, a change of them reruns nothing.
         execution=lambda wildcards, input: execution_settings(plan_of(wildcards).spec),
         cache=lambda wildcards, input: f"{RESULTS}/cache",
+        accelerator=lambda wildcards, input: PLAN.config.accelerator,
         fingerprint=stage_fingerprint("edge_search"),
     script:
         "../scripts/search_edges.py"

@@ -6,14 +6,17 @@ Inputs: the dataset's manifest. Output: edges.parquet, and the shard's note besi
 import os
 from pathlib import Path
 
+from sgdphases.accelerators import use_accelerator
 from sgdphases.scripting import run_script, use_threads
 
 
 def main() -> None:
     use_threads(snakemake.threads)
-    from sgdphases.devices import use_compilation_cache, use_cpu_devices
+    use_accelerator(snakemake.params.accelerator, snakemake.resources.get("gpu", 1))
+    from sgdphases.devices import check_accelerator, use_compilation_cache, use_cpu_devices
 
     use_cpu_devices(snakemake.threads)
+    device = check_accelerator(snakemake.params.accelerator)
     from sgdphases.datasets import load, verify
     from sgdphases.edge_search import EdgeSearch, first_learning_rate, search_edges
     from sgdphases.models import parameter_dtype
@@ -45,7 +48,7 @@ def main() -> None:
     )
     output = Path(snakemake.output[0])
     write_parquet(table, output)
-    write_note(output.parent, cases, snakemake.params.fingerprint)
+    write_note(output.parent, cases, snakemake.params.fingerprint, device)
 
 
 run_script(main, snakemake.log)

@@ -135,7 +135,7 @@ class Exponent:
         return self.law.exponent - self.expected
 
 
-def _farthest(exponents: Iterable[Exponent], relative_to: float = 0.0) -> Measurement:
+def farthest(exponents: Iterable[Exponent], relative_to: float = 0.0) -> Measurement:
     """The exponent farthest from the theory: its deviation, plus the value claimed for all."""
     exponents = list(exponents)
     worst = max(exponents, key=lambda found: abs(found.deviation))
@@ -247,13 +247,13 @@ def _curvature_exponents(tables: ExperimentTables) -> Measurement:
         "lazy": (LAZY, constant(-2.0)),
         "rich": (RICH_MINIMA, lambda depth: -two_over_depth(depth)),
     }
-    return _farthest(_minima_exponents(tables, "final_sharpness", windows))
+    return farthest(_minima_exponents(tables, "final_sharpness", windows))
 
 
 def _movement_exponents(tables: ExperimentTables) -> Measurement:
     """RICH-21: exponent of the weight's movement at large richness, deviation from 1/L."""
     windows = {"rich": (RICH_MINIMA, one_over_depth)}
-    return _farthest(_minima_exponents(tables, "final_weight", windows))
+    return farthest(_minima_exponents(tables, "final_weight", windows))
 
 
 def _smallest_cross_entropy(tables: ExperimentTables) -> Measurement:
@@ -285,7 +285,7 @@ def _exponents_of(
 
     def measure(tables: ExperimentTables) -> Measurement:
         found = _edge_exponents(tables.runs, edges, losses, window, expected, **options)  # type: ignore[arg-type]
-        return _farthest(found, relative_to)
+        return farthest(found, relative_to)
 
     return measure
 
@@ -310,7 +310,7 @@ def _smallest_lazy_rate(tables: ExperimentTables) -> Measurement:
             )
             name = f"L={depth} {loss.replace('_', ' ')} in T"
             exponents.append(Exponent(name, law, -1.0))
-    return _farthest(exponents)
+    return farthest(exponents)
 
 
 def _smallest_rich_rate(tables: ExperimentTables) -> Measurement:
@@ -324,7 +324,7 @@ def _smallest_rich_rate(tables: ExperimentTables) -> Measurement:
         num_steps=RICH_TRAINING_STEPS,
         least_depth=3,
     )
-    measured = _farthest(found, 1.0)
+    measured = farthest(found, 1.0)
     shallow = toy_edges(
         tables.runs, "training", MSE, RICH_TRAINING, 2, num_steps=RICH_TRAINING_STEPS
     )

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
-from matplotlib.colors import ListedColormap, LogNorm
+from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike, NDArray
@@ -108,6 +108,59 @@ def draw_portrait(axis: Axes, plane: Plane, norm: LogNorm, has_marks: bool = Tru
         _mark_catapults(axis, plane)
     axis.set_xlim(edges[0][0], edges[0][-1])
     axis.set_ylim(edges[1][0], edges[1][-1])
+    axis.set_xlabel("richness γ")
+    return mesh
+
+
+def draw_columns(axis: Axes, cells: pd.DataFrame, column: str, norm: Normalize) -> QuadMesh | None:
+    """Draw a portrait each of whose columns has learning rates of its own.
+
+    Args:
+        axis: Where; both axes become logarithmic.
+        cells: `richness`, `learning_rate`, `region` and what is shown, one row per cell.
+        column: What is shown.
+        norm: From values to colours.
+
+    Returns:
+        Coloured cells, for a colour bar; None where every run diverged.
+    """
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.grid(visible=False)
+    richness = np.unique(cells["richness"])
+    sides = _cell_edges(richness)
+    mesh = None
+    for left, right, value in zip(sides[:-1], sides[1:], richness, strict=True):
+        column_cells = cells[cells["richness"] == value].sort_values("learning_rate")
+        rates = column_cells["learning_rate"].to_numpy(dtype=float)
+        divergent = (column_cells["region"] == "divergent").to_numpy()
+        ends = np.array([left, right]), _cell_edges(rates)
+        axis.pcolormesh(
+            *ends,
+            np.ma.masked_where(~divergent, np.ones(rates.size))[:, None],
+            cmap=ListedColormap([DIVERGENT_COLOR]),
+            rasterized=True,
+        )
+        shown = column_cells[column].to_numpy(dtype=float)
+        if not divergent.all():
+            mesh = axis.pcolormesh(
+                *ends,
+                np.ma.masked_where(divergent | ~np.isfinite(shown), shown)[:, None],
+                norm=norm,
+                cmap=ORDERED_PALETTE,
+                rasterized=True,
+            )
+    catapults = cells[cells["region"] == "catapult"]
+    axis.plot(
+        catapults["richness"],
+        catapults["learning_rate"],
+        linestyle="none",
+        marker="o",
+        markersize=2.5,
+        markeredgewidth=0,
+        color=CATAPULT_COLOR,
+    )
+    axis.set_xlim(sides[0], sides[-1])
     axis.set_xlabel("richness γ")
     return mesh
 
