@@ -53,7 +53,7 @@ def portrait_cells(tables: ExperimentTables, loss: str, depth: int) -> pd.DataFr
         below_edge=(runs["learning_rate"] / runs["edge_learning_rate"]).round(9),
         log_rate=np.log10(runs["learning_rate"].astype(float)),
     ).sort_values("seed")
-    merged: pd.DataFrame = runs.groupby(["richness", "below_edge"], as_index=False).agg(
+    merged = runs.groupby(["richness", "below_edge"], as_index=False).agg(
         log_rate=("log_rate", "mean"),
         final_train_accuracy=("final_train_accuracy", "mean"),
         region=("region", "first"),
@@ -64,7 +64,7 @@ def portrait_cells(tables: ExperimentTables, loss: str, depth: int) -> pd.DataFr
 
 def _draw_edges(axis: Axes, tables: ExperimentTables, loss: str, depth: int) -> pd.DataFrame:
     """The edges that were found, and for each regime the laws of the theory through them."""
-    pieces = []
+    pieces: list[pd.DataFrame] = []
     for edge in EDGES:
         found = found_edges(tables, edge, loss, depth)
         line = found.groupby("richness", as_index=False)["rate"].mean()

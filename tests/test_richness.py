@@ -1,0 +1,141 @@
+"""Claims and figures of the richness paper about trained networks, and tables that break them."""
+
+import dataclasses
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from sgdphases.claims import richness
+from sgdphases.claims.evaluate import evaluate_claims
+from sgdphases.claims.richness import CROSS_ENTROPY, MEASURES, MSE, edge_law, found_edges
+from sgdphases.config import expand_runs, load_experiment
+from sgdphases.figures.richness import PLOTS
+from sgdphases.tables import ExperimentTables
+
+ROOT = Path(__file__).parents[1]
+FILE = ROOT / "config/experiments/richness/mlp_portrait.yaml"
+DATASETS = {path.stem: path for path in (ROOT / "config/datasets").glob("*.yaml")}
+STEPS = 200
+
+
+def rates(edge, loss, gamma, depth):
+    """Edges that follow the theory exactly."""
+    largest = gamma ** (2 if gamma <= 1 else 2 / depth)
+    lazy_cross_entropy = loss == CROSS_ENTROPY and gamma <= 1
+    return {
+        "training": gamma ** (2 if gamma <= 1 else 1) / STEPS,
+        "catapult": largest,
+        "convergence": gamma if lazy_cross_entropy else largest,
+        "divergence": 2 * (gamma if lazy_cross_entropy else largest),
+    }[edge]
+
+
+@pytest.fixture(scope="module")
+def tables():
+    spec = load_experiment(FILE, "quick", "embedded", DATASETS)
+    runs = pd.DataFrame(expand_runs(spec))
+    cases = runs[["depth", "loss", "richness", "seed"]].drop_duplicates()
+    edges = pd.concat([cases.assign(edge=edge) for edge in spec["edge_search"]["edges"]])
+    middle = np.array(
+        [
+            rates(*row)
+            for row in edges[["edge", "loss", "richness", "depth"]].itertuples(index=False)
+        ]
+    )
+    edges = edges.assign(learning_rate=middle / 1.02, rate_beyond=middle * 1.02)
+    key = ["depth", "loss", "richness", "seed"]
+    of_case = edges[edges["edge"] == "convergence"].set_index(key)["learning_rate"]
+    runs["edge_learning_rate"] = of_case.loc[list(map(tuple, runs[key].to_numpy()))].to_numpy()
+    critical = [rates("catapult", *row) for row in runs[["loss", "richness", "depth"]].to_numpy()]
+    runs["learning_rate"] *= runs["edge_learning_rate"]
+    peaked = runs["learning_rate"] > critical
+    runs = runs.assign(
+        status="finished",
+        initial_train_loss=1.0,
+        peak_train_loss=np.where(peaked, 3.0, 1.0),
+        final_train_loss=0.1,
+        final_train_accuracy=0.9,
+    )
+    return ExperimentTables(spec, runs, pd.DataFrame(), None, edges)
+
+
+def verdict(tables, claim):
+    scored = evaluate_claims({"richness/mlp_portrait": tables}).set_index("id")
+    return scored.loc[claim, "verdict"]
+
+
+@pytest.mark.parametrize("claim", sorted(MEASURES))
+def test_claims_hold_where_the_theory_does(tables, claim):
+    assert verdict(tables, claim) == "reproduced"
+
+
+def steeper(edges):
+    """Largest rates that rise too fast."""
+    chosen = edges["edge"].isin(["convergence"])
+    factor = np.where(chosen, edges["richness"] ** 0.5, 1.0)
+    return edges.assign(
+        learning_rate=edges["learning_rate"] * factor, rate_beyond=edges["rate_beyond"] * factor
+    )
+
+
+def shallow_untrained(edges):
+    """Two layers that train at fewer rates than three."""
+    chosen = (edges["edge"] == "training") & (edges["depth"] == 2) & (edges["richness"] > 1)
+    factor = np.where(chosen, 1e6, 1.0)
+    return edges.assign(
+        learning_rate=edges["learning_rate"] * factor, rate_beyond=edges["rate_beyond"] * factor
+    )
+
+
+@pytest.mark.parametrize(
+    ("claim", "change"),
+    [("RICH-28", steeper), ("RICH-29", shallow_untrained), ("RICH-30", steeper)],
+)
+def test_claims_fail_where_it_does_not(tables, claim, change):
+    wrong = dataclasses.replace(tables, edges=change(tables.edges))
+    assert verdict(wrong, claim) == "not reproduced"
+
+
+def test_a_triangle_without_catapults_is_none(tables):
+    runs = tables.runs.assign(peak_train_loss=1.0)
+    measured = MEASURES["RICH-30"].measure(dataclasses.replace(tables, runs=runs))
+    assert measured.unmet == "no lazy run is a catapult"
+
+
+def test_an_edge_that_was_not_found_is_left_out_of_the_fit(tables):
+    edges = tables.edges.copy()
+    lost = (edges["richness"] == 1e4) & (edges["depth"] == 2)
+    edges.loc[lost, "rate_beyond"] = np.nan
+    edges.loc[lost, "learning_rate"] = 1e30
+    fewer = dataclasses.replace(tables, edges=edges)
+    found = found_edges(fewer, "convergence", MSE, 2)
+    assert found["richness"].max() == 1e3
+    assert edge_law(fewer, "convergence", MSE, 2, richness.RICH).exponent == pytest.approx(1.0)
+    assert "does not train" in MEASURES["RICH-29"].measure(fewer).unmet
+    with pytest.raises(ValueError, match="fewer than two"):
+        edge_law(fewer, "convergence", MSE, 2, (2.0, 5.0))
+
+
+def test_without_edges_no_claim_is_scored(tables):
+    without = dataclasses.replace(tables, edges=None)
+    assert {verdict(without, claim) for claim in MEASURES} == {"not run"}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", sorted(PLOTS))
+def test_figures_show_every_case(tables, name, tmp_path):
+    figure, plotted = PLOTS[name](tables)
+    figure.savefig(tmp_path / "figure.png")
+    plt.close(figure)
+    assert len(plotted) >= 20
+    plotted.to_parquet(tmp_path / "plotted.parquet")
+    if name == "richness/exponents":
+        assert np.allclose(plotted["exponent"], plotted["expected"])
+        assert (plotted["low"] <= plotted["high"]).all()
+    else:
+        shown = plotted.dropna(subset=["region"])
+        assert len(shown) == len(tables.runs) / 2
+        assert set(shown["region"]) <= {"convergent", "catapult"}
