@@ -106,6 +106,8 @@ def _plot_portraits(tables: ExperimentTables, loss: str) -> Drawn:
     if mesh is not None:
         figure.colorbar(mesh, ax=list(axes), label="final training accuracy", pad=0.01)
     plotted = pd.concat(pieces, ignore_index=True)
+    rates = plotted["learning_rate"].astype(float)
+    axes[0].set_ylim(rates.min() / 3, rates.max() * 3)
     handles = portrait_key(plotted["region"].to_numpy(dtype=object))
     handles += [
         Line2D([], [], color=_EDGE_COLORS[edge], marker="s", markersize=2.5, label=f"{edge} edge")
@@ -156,7 +158,10 @@ def plot_exponents(tables: ExperimentTables) -> Drawn:
         axis.set_xlabel("exponent of η in γ")
         name_panel(axis, letter, _LOSS_NAMES[loss])
         pieces.append(rows.assign(panel=letter, loss=loss))
-    axes[0].legend(loc="lower right")
+        # A regime with two points has an interval wider than the figure is for.
+        axis.set_xlim(-0.25, 2.75)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure, pd.concat(pieces, ignore_index=True)
 
 
