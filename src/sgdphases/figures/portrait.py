@@ -128,13 +128,13 @@ def draw_columns(axis: Axes, cells: pd.DataFrame, column: str, norm: Normalize) 
     axis.set_yscale("log")
     axis.grid(visible=False)
     richness = np.unique(cells["richness"])
-    sides = _cell_edges(richness)
+    sides = cell_edges(richness)
     mesh = None
     for left, right, value in zip(sides[:-1], sides[1:], richness, strict=True):
         column_cells = cells[cells["richness"] == value].sort_values("learning_rate")
         rates = column_cells["learning_rate"].to_numpy(dtype=float)
         divergent = (column_cells["region"] == "divergent").to_numpy()
-        ends = np.array([left, right]), _cell_edges(rates)
+        ends = np.array([left, right]), cell_edges(rates)
         axis.pcolormesh(
             *ends,
             np.ma.masked_where(~divergent, np.ones(rates.size))[:, None],
