@@ -267,6 +267,42 @@ def test_one_hidden_layer_against_quadrature(name):
     assert kernel[0, 1] == pytest.approx(expected, rel=1e-2 if name == "relu" else 1e-10)
 
 
+def test_linearised_networks_have_one_curve_in_effective_time():
+    """From zero logits, at the same ηβ²; the networks themselves leave it, small β more."""
+    shared = {"head_correlation": -1.0, "activation": "tanh"}
+    pairs = [(0.1, 50.0), (1.0, 0.5), (10.0, 0.005)]
+    losses = {}
+    for linearize_at in (0, None):
+        runs = [
+            make_run(
+                str(beta),
+                inverse_temperature=beta,
+                learning_rate=rate,
+                linearize_at=linearize_at,
+                **shared,
+            )
+            for beta, rate in pairs
+        ]
+        history = train(runs, measurements={"every": 5}).history
+        losses[linearize_at] = history.pivot_table("train_loss", index="step", columns="run_id")
+    linear = losses[0]
+    assert linear.iloc[0].to_list() == pytest.approx([np.log(CLASSES)] * 3)
+    np.testing.assert_allclose(linear["0.1"], linear["10.0"], rtol=1e-10)
+    np.testing.assert_allclose(linear["1.0"], linear["10.0"], rtol=1e-10)
+    distance = (losses[None] - linear).abs().iloc[-1]
+    assert distance["10.0"] < 0.1 * distance["1.0"] < 0.1 * distance["0.1"]
+
+
+def test_samples_may_be_computed_in_chunks(monkeypatch):
+    options = {"infinite_width": True, "shuffled_labels": 3}
+    run = make_run(head_correlation=-0.5)
+    whole = measured(run, **options)
+    monkeypatch.setattr("sgdphases.training._EVALUATION_CHUNK", 5)
+    columns = whole.columns.drop(["experiment", "run_id"])
+    chunked = measured(run, **options)
+    np.testing.assert_allclose(chunked[columns], whole[columns], rtol=1e-9, atol=1e-14)
+
+
 def test_shuffled_labels_change_speeds_at_the_same_logits():
     """With a permuted dataset the speeds are those that are measured besides."""
     options = {"infinite_width": True, "shuffled_labels": 3}

@@ -151,17 +151,18 @@ def measure_runs(
 def outputs_on(
     network: Network, member: Member, samples: Samples, chunk: int
 ) -> Callable[[Parameters], jax.Array]:
-    """The outputs that a run is trained on, on some samples, as a function of its parameters."""
+    """The outputs that a run is trained on, on some samples, as a function of its parameters.
+
+    Its derivatives compute each chunk anew, and so take no more memory than one chunk.
+    """
     offset = None if samples.offsets is None else samples.offsets[member.hyper.frozen]
 
     def outputs(parameters: Parameters) -> jax.Array:
-        raw = in_chunks(
-            lambda inputs: effective_outputs(network, member.state, member.hyper, inputs, None)(
-                parameters
-            ),
-            samples.inputs,
-            chunk,
-        )
+        @jax.checkpoint
+        def of_chunk(inputs: jax.Array) -> jax.Array:
+            return effective_outputs(network, member.state, member.hyper, inputs, None)(parameters)
+
+        raw = in_chunks(of_chunk, samples.inputs, chunk)
         return raw if offset is None else raw + offset / member.hyper.richness
 
     return outputs
@@ -423,6 +424,7 @@ def timescales(
     shape: tuple[tuple[str, Any], ...],
     infinite_width: bool,
     shuffled_labels: int | None,
+    chunk: int,
 ) -> Any:
     r"""Early-time scales on the samples `train`, in units of the effective learning rate η̃ = ηβ².
 
@@ -437,6 +439,7 @@ def timescales(
         infinite_width: Whether to take the kernel of the infinitely wide network too.
         shuffled_labels: Seed of a permutation of the labels, or None. The speeds at permuted labels
             are then measured too.
+        chunk: Samples computed at once.
 
     Raises:
         InputError: There is no such time, or no such kernel, for the network or its loss.
@@ -453,7 +456,7 @@ def timescales(
     def measure(member: Member, samples: dict[str, Samples]) -> Values:
         train, hyper = samples["train"], member.hyper
         parameters, beta = member.state.parameters, hyper.inverse_temperature
-        logits = outputs_on(network, member, train, len(train.inputs))
+        logits = outputs_on(network, member, train, chunk)
         scaled = beta * logits(parameters)
         num_samples, num_classes = scaled.shape
         scale = loss_scale(rules.loss.normalisation, num_classes, num_samples)
@@ -486,7 +489,7 @@ def timescales(
         twin = member.state.twin
         if twin is not None:
             linear = member._replace(state=member.state._replace(base=twin.base))
-            of_twin = outputs_on(network, linear, train, len(train.inputs))
+            of_twin = outputs_on(network, linear, train, chunk)
             start, now = beta * of_twin(twin.base), beta * of_twin(twin.parameters)
             values["scaled_logit_change"] = jnp.linalg.norm(scaled - start)
             values["scaled_linearized_distance"] = jnp.linalg.norm(scaled - now)

@@ -864,6 +864,7 @@ class _Trainer:
                 self.shape,
                 options["infinite_width"],
                 options["shuffled_labels"],
+                self.chunk,
             )
             early = self.dataset.evaluation_set("train", options["num_samples"], self.dtype)
             found.append(Measurement(options, measure, {"train": self.samples(*early)}))
