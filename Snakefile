@@ -12,12 +12,12 @@ sys.path.insert(0, f"{workflow.basedir}/src")
 
 from sgdphases.fingerprint import keep_sources
 from sgdphases.scripting import ending_on_bad_input, run_jobs_from
-from sgdphases.slurm import recognise_cancelled_jobs
+from sgdphases.slurm import mend_plugin
 from sgdphases.validation import read_yaml
 
 min_version("9.0")
 run_jobs_from(f"{workflow.basedir}/src")
-recognise_cancelled_jobs()
+mend_plugin()
 
 # Snakemake accepts a key given twice, and does not name a file that it cannot read.
 with ending_on_bad_input():

@@ -220,6 +220,10 @@ def running_jobs(partition: str) -> list[str]:
     return cluster.run("squeue", "-h", "-tR", f"-p{partition}", "-o%i").split()
 
 
+def pending_jobs() -> list[str]:
+    return cluster.run("squeue", "-h", "-tPD", "-pgpu", "-o%i").split()
+
+
 def nodes_of_jobs() -> dict[str, str]:
     """Node of each running job of the partition `gpu`."""
     shown = cluster.run("squeue", "-h", "-tR", "-pgpu", "-o%i %N")
@@ -248,7 +252,7 @@ def freeze_victims(project: Workspace, process: subprocess.Popen) -> dict[str, i
     def are_frozen():
         for job in set(nodes_of_jobs()) - set(frozen):
             for number in training_processes(job):
-                if any((project.path / VICTIMS_SCRATCH / shard_of(number)).glob("*.npz")):
+                if any((project.path / VICTIMS_SCRATCH / shard_of(number)).rglob("*.npz")):
                     os.kill(number, signal.SIGSTOP)
                     frozen[job] = number
         return len(frozen) == NUM_VICTIMS
@@ -291,6 +295,9 @@ def test_faults_leave_the_results_as_they_are(project):
 
     # The job of the failed node starts again elsewhere while its first process is still there.
     def is_running_again():
+        for job in pending_jobs():
+            # Two minutes later, if one lets Slurm wait.
+            cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
         others = training_processes(orphaned) - {victims[orphaned]}
         return others and nodes_of_jobs().get(orphaned) not in (None, "gpu1")
 
