@@ -9,6 +9,13 @@ import snakemake_executor_plugin_slurm as plugin
 
 from sgdphases.slurm import mend_plugin
 
+
+class Resources(dict):
+    """As Snakemake gives them: by key and by attribute."""
+
+    __getattr__ = dict.__getitem__
+
+
 LISTED = r"printf '1|CANCELLED by 1000\n2|RUNNING\n3|OUT_OF_MEMORY\n'"
 
 
@@ -40,7 +47,7 @@ def test_a_cancelled_job_is_known_whoever_cancelled_it():
 )
 def test_only_nodes_that_have_a_name_are_excluded(failed, excluded):
     names = ("run_uuid", "slurm_logfile", "comment_str", "account", "partition", "workdir")
-    job = SimpleNamespace(resources={"runtime": 10}, threads=1)
+    job = SimpleNamespace(resources=Resources(runtime=10), threads=1)
     command = plugin.get_submit_command(job, dict.fromkeys(names, "x"), failed_nodes=failed)
     assert command.startswith("sbatch ")
     if excluded is None:
