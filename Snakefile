@@ -54,6 +54,7 @@ localrules:
     all,
     spec,
     curvature,
+    edges,
     time_constant,
     prediction,
     figure,

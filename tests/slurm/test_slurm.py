@@ -27,7 +27,17 @@ SMOKE = ["scale=smoke", "accelerator=auto", "experiments=[catapult/*]"]
 FAULTS = ["scale=smoke", "accelerator=auto", "experiments=[faults/*]"]
 EXPERIMENT = "config/experiments/catapult/fc_mnist.yaml"
 # Rules that run on the login node.
-LOCAL = {"all", "spec", "curvature", "time_constant", "prediction", "figure", "claims", "usage"}
+LOCAL = {
+    "all",
+    "spec",
+    "curvature",
+    "edges",
+    "time_constant",
+    "prediction",
+    "figure",
+    "claims",
+    "usage",
+}
 NUM_VICTIMS = 5
 VICTIMS_SCRATCH = "results/scratch/faults/victims"
 
