@@ -280,6 +280,7 @@ def shard_of(process: int) -> str:
     return "none"
 
 
+@pytest.mark.slow
 def test_faults_leave_the_results_as_they_are(project):
     """A cancelled, a killed, a late, a pre-empted job, and one whose node fails under it."""
     project.write("config/experiments/faults/victims.yaml", VICTIMS)
