@@ -502,10 +502,13 @@ def plot_squared_error(tables: ExperimentTables) -> tuple[Figure, pd.DataFrame]:
     shown = _chosen(runs, "weight_decay")
     columns = ["run_id", "learning_rate", "weight_decay"]
     figure, axes = panels(4, columns=2, height=2.5)
-    named = {"fit_test_accuracy": "at training accuracy 1", "max_test_accuracy": "at best"}
+    named = {
+        "fit_test_accuracy": "test accuracy when fitted",
+        "max_test_accuracy": "best test accuracy",
+    }
     for axis, (name, label) in zip(axes[:2], named.items(), strict=True):
         _draw_lines(axis, shown, "learning_rate", name, "weight_decay")
-        axis.set(xlabel="learning rate η", ylabel=f"test accuracy {label}", xscale="log")
+        axis.set(xlabel="learning rate η", ylabel=label, xscale="log")
     # Both panels tell the same kind of number: a common scale shows which spread is wider.
     limits = [axis.get_ylim() for axis in axes[:2]]
     for axis in axes[:2]:
