@@ -47,6 +47,16 @@ TOY = {
     "optimizer": "sgd",
 }
 
+SOFTMAX = {
+    "model": "softmax_kernel",
+    "num_samples": 4,
+    "num_classes": 3,
+    "inverse_temperature": 1.0,
+    "logit_scale": 1.0,
+    "displacement_l2": 0.0,
+    "momentum": 0.0,
+}
+
 
 @pytest.fixture
 def load(tmp_path):
@@ -760,6 +770,34 @@ def test_captions_are_no_part_of_the_published_spec(load):
             {"measurements": {"linearized_distance": {"from_step": -1}}},
             ["linearized_distance.from_step: -1"],
         ),
+        (
+            {"measurements": {"timescales": {}}},
+            ["measurements.timescales: loss 'mean_squared_error'", "cross_entropy"],
+        ),
+        (
+            fc(loss="cross_entropy", parametrisation="mup")
+            | {"measurements": {"timescales": {"steps": [0]}}},
+            ["measurements.timescales: parametrisation 'mup'", "standard, ntk"],
+        ),
+        (
+            fc(loss="cross_entropy", activation="tanh")
+            | {"measurements": {"timescales": {"infinite_width": True}}},
+            ["timescales.infinite_width", "activation 'tanh'", "relu or erf"],
+        ),
+        (
+            given(model="wide_resnet", depth=10, loss="cross_entropy", parametrisation="ntk")
+            | {"measurements": {"timescales": {"infinite_width": True}}},
+            ["infinite_width: no closed form for wide_resnet", "fully connected"],
+        ),
+        (
+            {
+                "measurements": {
+                    "timescales": {"linearized": True},
+                    "linearized_distance": {"from_step": 2},
+                }
+            },
+            ["linearized_distance.from_step: 2", "allowed: 0"],
+        ),
         ({"lowering": "fast"}, ["lowering: 'fast'", "runs_together (a number or all)"]),
         ({"lowering": {"loop": "scan"}}, ["lowering", "'scan'"]),
         ({"lowering": {"runs_together": 0}}, ["lowering", "runs_together"]),
@@ -811,6 +849,15 @@ def test_bad_experiments_are_refused(load, changes, fragments):
             {"hyperparameters": {**TOY, "edge": "sharp"}},
             ["edge: 'sharp'", "training, catapult, convergence, divergence"],
         ),
+        (
+            {"hyperparameters": {**SOFTMAX, "num_classes": 1}},
+            ["hyperparameters.num_classes: 1", "at least 2"],
+        ),
+        (
+            {"hyperparameters": {**SOFTMAX, "displacement_l2": -0.5}},
+            ["hyperparameters.displacement_l2: -0.5", "at least 0"],
+        ),
+        ({"hyperparameters": {"model": "quartic"}}, ["key 'momentum' is missing"]),
         ({"portrait": {"trained_loss": 0}}, ["portrait.trained_loss: 0", "above 0"]),
         ({"portrait": {"threshold": 1}}, ["portrait", "threshold", "trained_loss"]),
         ({"curvature": {"batch_size": 4}}, ["curvature", "theory"]),

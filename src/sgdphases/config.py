@@ -33,6 +33,7 @@ from sgdphases.sections import (
     check_edge_search,
     check_prediction,
     check_sections,
+    check_timescales,
     check_tuning,
     check_units,
     refuse_sections_of_training,
@@ -253,6 +254,7 @@ def load_experiment(
     if document["kind"] == "training":
         check_budgets(runs, document["stopping"], source)
         check_prediction(runs, document, source)
+        check_timescales(runs, document["measurements"], source)
         check_tuning(runs, document, source)
         check_edge_search(runs, document, source)
     return {

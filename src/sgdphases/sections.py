@@ -6,6 +6,7 @@ from typing import Any
 from sgdphases.datasets.views import Facts, check_view, read_view
 from sgdphases.errors import InputError
 from sgdphases.grid import LEARNING_RATE_UNIT
+from sgdphases.model_table import model_entry, model_names
 from sgdphases.validation import describe_value
 
 # Sections that only trained networks have.
@@ -139,6 +140,45 @@ def check_budgets(
             f"{source}: stopping.decay_time: a run with weight_decay 0 would never end; allowed: "
             "with num_steps, epochs or physical_time besides, or a weight_decay above 0"
         )
+
+
+def check_timescales(
+    runs: Iterable[Mapping[str, Any]], measurements: Mapping[str, Any], source: str
+) -> None:
+    """Check that the timescales that an experiment measures are there.
+
+    Args:
+        runs: The trained runs of an experiment.
+        measurements: Its section `measurements`.
+        source: The file, for messages.
+
+    Raises:
+        InputError: A run's loss or network has no such times, or no kernel in closed form.
+    """
+    options = measurements.get("timescales")
+    if options is None:
+        return
+    where = f"{source}: measurements.timescales"
+    for run in runs:
+        if run["loss"] != "cross_entropy":
+            raise InputError(f"{where}: loss {run['loss']!r}; allowed: with loss cross_entropy")
+        if run["parametrisation"] in ("mup", "depth_mup"):
+            raise InputError(
+                f"{where}: parametrisation {run['parametrisation']!r}: its rates differ from the "
+                "flow that times are defined for; allowed: standard, ntk"
+            )
+        has_closed_form = (
+            run["model"] in model_names()
+            and model_entry(run["model"])["function"] == "fully_connected"
+            and run["activation"] in ("relu", "erf")
+            and run["parametrisation"] == "ntk"
+        )
+        if options["infinite_width"] and not has_closed_form:
+            raise InputError(
+                f"{where}.infinite_width: no closed form for {run['model']} with activation "
+                f"{run.get('activation')!r} in parametrisation {run['parametrisation']!r}; "
+                "allowed: a fully connected network of relu or erf in parametrisation ntk"
+            )
 
 
 def check_data(

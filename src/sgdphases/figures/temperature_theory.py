@@ -194,8 +194,8 @@ def plot_appendix_a(tables: ExperimentTables) -> Drawn:
         axes[0], history, "physical_time", "train_loss", "inverse_temperature", _DASHED, named=False
     )
     _draw_lines(axes[0], history, "effective_time", "train_loss", "inverse_temperature")
-    axes[0].set(xlabel="η·t, ηβ²·t", ylabel="training loss", xscale="log")
-    axes[0].set_xlim(right=1e4 * history["physical_time"].max())
+    axes[0].set(xlabel="η·t (dashed), ηβ²·t", ylabel="training loss", xscale="log")
+    axes[0].set_xlim(right=1e6 * history["physical_time"].max())
     axes[0].legend(title="β", loc="upper right")
 
     steep = runs[is_free & (several.transform("nunique") == 1)]
