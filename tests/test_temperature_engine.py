@@ -162,8 +162,10 @@ def test_timescales_are_those_of_the_dense_kernel(inverse_temperature):
     assert start["nonlinear_timescale"] == pytest.approx(velocity / acceleration, rel=1e-6)
 
 
-@pytest.mark.parametrize("activation", ["erf", "relu"])
-@pytest.mark.parametrize("head_correlation", [None, -0.9])
+@pytest.mark.parametrize(
+    ("activation", "head_correlation"),
+    [("relu", -0.9), pytest.param("erf", None, marks=pytest.mark.slow)],
+)
 def test_estimates_at_short_times_agree_with_the_definitions(activation, head_correlation):
     """Trained for some tiny steps, of a loss that is a mean, beside the linearised network."""
     run = make_run(
@@ -181,6 +183,7 @@ def test_estimates_at_short_times_agree_with_the_definitions(activation, head_co
     assert speed / acceleration == pytest.approx(start["nonlinear_timescale"], rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_normalisation_of_the_loss_is_in_the_times():
     """Three times as long per class means: the factor 1/(2k) of 3 classes, 1/M of the mean."""
     times = {name: measured(make_run(loss_normalisation=name)).iloc[0] for name in NORMALISATIONS}
@@ -201,9 +204,10 @@ def test_the_speed_at_zero_logits_does_not_depend_on_the_correlation_of_heads():
     assert start["logit_speed"].iloc[0] == pytest.approx(speeds[0], rel=1e-12)
 
 
-@pytest.mark.parametrize("activation", ["relu", "erf"])
-@pytest.mark.parametrize("depth", [2, 3])
-@pytest.mark.parametrize("bias_scale", [None, 0.4])
+@pytest.mark.parametrize(
+    ("activation", "depth", "bias_scale"),
+    [("relu", 3, None), ("erf", 2, 0.4)],
+)
 def test_the_infinitely_wide_kernel_is_that_of_wide_networks(activation, depth, bias_scale):
     hyperparameters = {
         "model": "fully_connected",
@@ -267,6 +271,7 @@ def test_one_hidden_layer_against_quadrature(name):
     assert kernel[0, 1] == pytest.approx(expected, rel=1e-2 if name == "relu" else 1e-10)
 
 
+@pytest.mark.slow
 def test_linearised_networks_have_one_curve_in_effective_time():
     """From zero logits, at the same ηβ²; the networks themselves leave it, small β more."""
     shared = {"head_correlation": -1.0, "activation": "tanh"}
@@ -293,6 +298,7 @@ def test_linearised_networks_have_one_curve_in_effective_time():
     assert distance["10.0"] < 0.1 * distance["1.0"] < 0.1 * distance["0.1"]
 
 
+@pytest.mark.slow
 def test_samples_may_be_computed_in_chunks(monkeypatch):
     options = {"infinite_width": True, "shuffled_labels": 3}
     run = make_run(head_correlation=-0.5)
@@ -303,6 +309,7 @@ def test_samples_may_be_computed_in_chunks(monkeypatch):
     np.testing.assert_allclose(chunked[columns], whole[columns], rtol=1e-9, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_shuffled_labels_change_speeds_at_the_same_logits():
     """With a permuted dataset the speeds are those that are measured besides."""
     options = {"infinite_width": True, "shuffled_labels": 3}
