@@ -289,6 +289,12 @@ def test_claims_of_a_sweep(sweep):
             [{"learning_rate": r, "weight_decay": d} for r in (0.2, 0.5, 1.0) for d in (1e-3, 1e-2)]
         )
     ).value == pytest.approx(-1, abs=0.05)
+    scattered = [
+        {"learning_rate": r, "weight_decay": d}
+        for r, d in zip((0.2, 0.5, 1.0), (0.0, 1e-3, 2e-3), strict=True)
+    ]
+    with pytest.raises(ValueError, match="at no weight decay"):
+        l2.fit_time_slope(simulate(scattered))
     without = sweep.runs.loc[sweep.runs["weight_decay"] == 0, "max_test_accuracy"].max()
     small = sweep.runs["weight_decay"].between(1e-9, 0.01)
     best = sweep.runs.loc[small, "max_test_accuracy"].max()

@@ -8,12 +8,14 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator
+from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
 # Width of a figure in the report, in inches.
 PAGE_WIDTH = 7.0
 PANEL_HEIGHT = 2.6
+# Names of 1, 2 and 5 of each decade side by side need so much.
+_INCHES_PER_DECADE = 1.2
 
 # Colours of the phases, distinguishable without colour vision.
 PHASE_COLORS = {"lazy": "#3b6fb6", "catapult": "#d1662b", "divergent": "#7a7a7a"}
@@ -187,6 +189,10 @@ def label_short_axes(figure: Figure) -> None:
             formatters = (part.get_major_formatter(), part.get_minor_formatter())
             own = any(type(formatter) is not LogFormatterSciNotation for formatter in formatters)
             if own or part.get_scale() != "log" or limits[1] >= 100 * limits[0]:
+                continue
+            inches = axis.get_position().width * figure.get_figwidth()
+            if part is axis.xaxis and inches < _INCHES_PER_DECADE * np.log10(limits[1] / limits[0]):
+                part.set_minor_formatter(NullFormatter())
                 continue
             part.set_minor_locator(LogLocator(subs=(2, 5)))
             part.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
