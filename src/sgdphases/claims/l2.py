@@ -32,6 +32,8 @@ _SMALL_DECAY = 0.01 + 1e-12
 # Steps times learning rate of the fixed budget of L2-15: 2000 steps at the paper's 0.15.
 _FIXED_BUDGET = 300.0
 _BOOTSTRAP_DRAWS = 1000
+# Width that the claim about the kernel names.
+_KERNEL_WIDTH = 1000
 # The logarithm by which a kernel should fall while its rate is fitted, but for rounding.
 _WITHIN_A_FOLD = 1 + 1e-6
 # Steps times ηλ that a run of the whole length takes, but for rounding.
@@ -283,10 +285,11 @@ def homogeneity(tables: ExperimentTables) -> Measurement:
 
 
 def kernel_decay_rate(tables: ExperimentTables) -> Measurement:
-    """Decay rate of the top kernel eigenvalue of the widest networks over 2(k − 1)λ.
+    """Decay rate of the top kernel eigenvalue of networks of width 1000 over 2(k − 1)λ.
 
     The rate is fitted while the kernel should fall to 1/e. The limit is one of infinite width:
     what a finite network has learned keeps a part of its kernel alive, and in time the larger one.
+    The tolerance is that of a width of 1000; the detail gives the other widths.
     """
     history = tables.history.dropna(subset="ntk_top_eigenvalue")
     ratios: dict[int, list[float]] = {}
@@ -297,12 +300,12 @@ def kernel_decay_rate(tables: ExperimentTables) -> Measurement:
         early = line[line["physical_time"] * expected <= _WITHIN_A_FOLD]
         ratios.setdefault(int(run["width"]), []).append(_decay_rate(early) / expected)
         whole.append(_decay_rate(line) / expected)
-    widest = ratios[max(ratios)]
+    claimed = ratios[min(ratios, key=lambda width: abs(width - _KERNEL_WIDTH))]
     by_width = ", ".join(
         f"{width}: {min(found):.3f} to {max(found):.3f}" for width, found in sorted(ratios.items())
     )
     detail = f"by width {by_width}; over whole runs {min(whole):.3f} to {max(whole):.3f}"
-    return Measurement(farthest(widest), min(widest), max(widest), detail)
+    return Measurement(farthest(claimed), min(claimed), max(claimed), detail)
 
 
 def _decay_rate(line: pd.DataFrame) -> float:
