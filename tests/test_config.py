@@ -108,7 +108,7 @@ def test_the_data_follow_the_scale(scale, data, expected):
 
 def test_the_shipped_config_is_quick_and_embedded():
     settings = read_config(yaml.safe_load((PROJECT / "config/config.yaml").read_text()))
-    assert settings == config.Config("quick", "all", "embedded", None, "results")
+    assert settings == config.Config("quick", "all", "embedded", None, "results", "auto")
 
 
 def test_a_single_experiment_needs_no_list():

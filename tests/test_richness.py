@@ -59,7 +59,7 @@ def tables():
         final_train_loss=0.1,
         final_train_accuracy=0.9,
     )
-    return ExperimentTables(spec, runs, pd.DataFrame(), None, edges)
+    return ExperimentTables(spec, runs, pd.DataFrame(), None, edges=edges)
 
 
 def verdict(tables, claim):
