@@ -110,6 +110,15 @@ def test_runs_start_from_the_norm_asked_for_whatever_the_temperature(together):
     assert shard.runs["initial_logit_norm"].tolist() == [n for _, n in asked]
 
 
+def test_single_precision_starts_far_below_the_networks_own_norm():
+    """At 1e-5 of it, 1 + c is less than single precision tells next to c = −1."""
+    shard = train(
+        {"inverse_temperature": 100.0, "initial_logit_norm": 1e-3, "precision": "float32"},
+        num_steps=1,
+    )
+    assert shard.history["logit_norm"].iloc[0] == pytest.approx(1e-3, rel=0.01)
+
+
 def test_a_richness_divides_the_logits():
     shard = train(
         {"inverse_temperature": 2.0, "richness": 4.0, "initial_logit_norm": 0.1},

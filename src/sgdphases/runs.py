@@ -594,6 +594,7 @@ def frozen_parameters(
     initial: Parameters,
     seeds: jax.Array,
     correlations: jax.Array,
+    spreads: jax.Array,
 ) -> Parameters:
     """Parameters of the frozen networks.
 
@@ -602,7 +603,9 @@ def frozen_parameters(
         frozen: "centered" or "second_head".
         initial: Parameters at initialisation, with a leading axis over the frozen networks.
         seeds: (frozen networks,) seeds they were drawn from.
-        correlations: (frozen networks,) correlation of the second readout with the first.
+        correlations: (frozen networks,) correlation c of the second readout with the first.
+        spreads: (frozen networks,) √(1 − c²): next to c = −1, where it is all that is left of the
+            outputs, single precision does not tell it from c.
 
     Returns:
         Parameters with a leading axis over the frozen networks.
@@ -610,11 +613,11 @@ def frozen_parameters(
     if frozen == "centered":
         return initial
 
-    def add_head(member: tuple[Parameters, jax.Array, jax.Array]) -> Parameters:
-        parameters, seed, correlation = member
-        return second_head(network, parameters, _head_key(seed), correlation)
+    def add_head(member: tuple[Parameters, jax.Array, jax.Array, jax.Array]) -> Parameters:
+        parameters, seed, correlation, spread = member
+        return second_head(network, parameters, _head_key(seed), correlation, spread)
 
-    return jax.lax.map(add_head, (initial, seeds, correlations))
+    return jax.lax.map(add_head, (initial, seeds, correlations, spreads))
 
 
 def _head_key(seed: jax.Array) -> jax.Array:

@@ -45,7 +45,7 @@ from sgdphases.lowering import (
 )
 from sgdphases.measurements import Measurement, Member, Samples, measure_runs
 from sgdphases.models import Network, build_network, parameter_dtype, single_run_convolution
-from sgdphases.models.heads import correlation_of_norm
+from sgdphases.models.heads import correlation_of_norm, spread_of
 from sgdphases.optimizers import OptimizerRule
 from sgdphases.progress import Progress, matrix_product_flop
 from sgdphases.rate_schedules import RateSchedule, physical_time, read_rate_schedule
@@ -479,7 +479,7 @@ class _Trainer:
         # A run of each: the frozen network is what that run starts from.
         self.frozen_runs = np.array([index.index(i) for i in range(len(frozen))])
         self.frozen_seeds = np.array([seed for seed, _ in frozen], np.uint32)
-        self.frozen_correlations = np.array([c for _, c in frozen], self.dtype)
+        self.frozen_correlations = np.array([c for _, c in frozen])
         names = (
             "momentum",
             "weight_decay",
@@ -547,7 +547,8 @@ class _Trainer:
                     self.rules.frozen,
                     jax.tree.map(lambda a: a[self.frozen_runs], states.parameters),
                     jnp.asarray(self.frozen_seeds),
-                    jnp.asarray(self.frozen_correlations),
+                    jnp.asarray(self.frozen_correlations, self.dtype),
+                    jnp.asarray(spread_of(self.frozen_correlations), self.dtype),
                 )
             self.lowering = self.choose_lowering()
             self.measurements = self.prepare_measurements()

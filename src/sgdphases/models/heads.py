@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
 
@@ -12,7 +11,11 @@ from sgdphases.models.network import Network, Parameters
 
 
 def second_head(
-    network: Network, parameters: Parameters, key: jax.Array, correlation: float | jax.Array
+    network: Network,
+    parameters: Parameters,
+    key: jax.Array,
+    correlation: float | jax.Array,
+    spread: float | jax.Array | None = None,
 ) -> Parameters:
     r"""Parameters at which the frozen half of a network with two correlated heads stays.
 
@@ -30,6 +33,7 @@ def second_head(
         parameters: Its parameters at the start, θ₁ and W₁.
         key: Random key of G; another one than that of `parameters`.
         correlation: c in [−1, 1].
+        spread: √(1 − c²), for a c whose precision does not tell it; None: computed from c.
 
     Returns:
         θ₂ and W₂: the parameters with every array of the readout, biases too, replaced.
@@ -45,14 +49,20 @@ def second_head(
             "head_correlation: the model has no last layer under the name readout; "
             "allowed: null for this model"
         )
-    # Both factors are exact near c = ±1, where 1 − c² would cancel.
-    spread = jnp.sqrt((1 - correlation) * (1 + correlation))
+    if spread is None:
+        spread = spread_of(correlation)
 
     def correlated(weights: Any, draw: Any) -> Any:
         return (correlation * weights + spread * draw).astype(weights.dtype)
 
     fresh = network.init(key)["readout"]
     return {**parameters, "readout": jax.tree.map(correlated, parameters["readout"], fresh)}
+
+
+def spread_of(correlation: Any) -> Any:
+    """√(1 − c²), the weight of the fresh draw in a second head of correlation c."""
+    # Both factors are exact near c = ±1, where 1 − c² would cancel.
+    return ((1 - correlation) * (1 + correlation)) ** 0.5
 
 
 def correlation_of_norm(
