@@ -163,6 +163,11 @@ def test_the_order_of_departures():
     )
     with pytest.raises(ValueError, match="only 1 runs depart"):
         score("TMP-06", make_curves(betas=(0.1, 10.0, 100.0)))
+    tables = make_curves()
+    is_short = tables.history["run_id"].str.startswith("10.0") & (tables.history["step"] > 10)
+    short = dataclasses.replace(tables, history=tables.history[~is_short])
+    with pytest.raises(ValueError, match="end before others have departed"):
+        score("TMP-06", short)
 
 
 def make_starts(warp=1.0):

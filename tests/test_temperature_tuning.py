@@ -268,6 +268,15 @@ def test_an_experiment_with_a_tuning_is_planned(project):
             ["inverse_temperature 0.1", "allowed: 1.0"],
         ),
         (
+            {
+                "grid": {
+                    **DOCUMENT["grid"],
+                    "weight_decay": {"from": "l2/estimate", "budget": [100]},
+                }
+            },
+            ["weight_decay from 'l2/estimate'", "allowed: absolute"],
+        ),
+        (
             {"hyperparameters": {"model": "fully_connected"}},
             ["loss 'mean_squared_error'", "allowed: cross_entropy"],
         ),

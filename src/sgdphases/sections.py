@@ -340,6 +340,12 @@ def check_tuning(
                     f"{where}: {name} {run[name]!r}: all else is tuned at inverse temperature 1 "
                     f"and at absolute learning rates; allowed: {allowed}"
                 )
+    for run in everything:
+        if run["weight_decay_from"] is not None:
+            raise InputError(
+                f"{where}: weight_decay from {run['weight_decay_from']!r}: the sweep trains at the "
+                "weight decays of the file; allowed: absolute weight decays"
+            )
     rates = {run["learning_rate"] for run in everything}
     if len(rates) < _FEWEST_RATES:
         raise InputError(

@@ -146,7 +146,9 @@ def family_of_starts(tables: ExperimentTables) -> pd.DataFrame:
         ValueError: There are no such runs.
     """
     start = early_timescales(tables)
-    start = start[(start["scaled_logit_norm"] > 0) & start["linearize_at"].isna()]
+    # At c = -1 logits are 0 but for rounding.
+    is_zero = (start["scaled_logit_norm"] == 0) | (start["head_correlation"] == -1)
+    start = start[~is_zero & start["linearize_at"].isna()]
     counts = start.groupby("inverse_temperature")["run_id"].transform("count")
     start = start[counts > 2]
     if start.empty:

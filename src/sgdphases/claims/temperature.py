@@ -183,7 +183,7 @@ def advantage_of_norm(tables: ExperimentTables) -> Measurement:
 def scatter_at_small_temperature(tables: ExperimentTables) -> Measurement:
     """Scatter over seeds below β = 0.01 over that above, without batch norm, medians.
 
-    NaN unless the mean falls twice as much as the best seed does.
+    The mean must fall besides, and by more than twice as much as the best seed does.
     """
     best, _ = _best_of_families(tables)
     if "batch_norm" in best:
@@ -194,19 +194,21 @@ def scatter_at_small_temperature(tables: ExperimentTables) -> Measurement:
     falls = {name: float(above[name].max() - below[name].max()) for name in ("mean", "best")}
     ratio = float(below["deviation"].median() / above["deviation"].median())
     detail = f"mean falls by {falls['mean']:.4f}, best seed by {falls['best']:.4f}"
-    holds = falls["mean"] > 2 * falls["best"]
-    return Measurement(ratio if holds else np.nan, detail=detail)
+    holds = falls["mean"] > 2 * max(falls["best"], 0.0)
+    unmet = "" if holds else "the mean does not fall by more than twice the best seed's fall"
+    return Measurement(ratio, detail=detail, unmet=unmet)
 
 
 def best_temperature_of_means(tables: ExperimentTables) -> Measurement:
-    """The inverse temperature with the best mean; NaN unless the best seed is at a smaller one."""
+    """The inverse temperature with the best mean; the best seed must be at a smaller one."""
     best, _ = _best_of_families(tables)
     mean, seed = (_largest(best, name) for name in ("mean", "best"))
     detail = (
         f"mean {mean['mean']:.4f} at β = {mean[BETA]:g}, best seed {seed['best']:.4f} at β = "
         f"{seed[BETA]:g}"
     )
-    return Measurement(float(mean[BETA]) if seed[BETA] < mean[BETA] else np.nan, detail=detail)
+    unmet = "" if seed[BETA] < mean[BETA] else "the best seed is not at a smaller β"
+    return Measurement(float(mean[BETA]), detail=detail, unmet=unmet)
 
 
 def outside_good_range(tables: ExperimentTables) -> Measurement:

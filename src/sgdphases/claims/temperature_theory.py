@@ -236,21 +236,22 @@ def time_ratio_exponent(tables: ExperimentTables) -> Measurement:
 def departure_order(tables: ExperimentTables) -> Measurement:
     """1 if the smaller β, the earlier its loss departs from the linearised network's.
 
-    A run that does not depart counts as the last; at least three must.
+    A run that does not depart counts as the last; at least three must, before any other ends.
     """
     found = departures(tables)
     times = numbers(found, "departure_time")
     departed = ~np.isnan(times)
     if departed.sum() < 3:
         raise ValueError(f"only {departed.sum()} runs depart from the linearised network")
+    last = numbers(found, "last_time")
+    if (last[~departed] <= times[departed].max()).any():
+        raise ValueError("runs that do not depart end before others have departed")
     late = np.where(departed, times, np.inf)
     rises = np.diff(late[: departed.sum() + 1]) > 0
     in_order = bool(rises.all() and departed[: departed.sum()].all())
     listed = ", ".join(
-        f"{beta:g}: {'later than ' + format(last, '.3g') if np.isnan(at) else format(at, '.3g')}"
-        for beta, at, last in zip(
-            found["inverse_temperature"], times, found["last_time"], strict=True
-        )
+        f"{beta:g}: {'later than ' + format(end, '.3g') if np.isnan(at) else format(at, '.3g')}"
+        for beta, at, end in zip(found["inverse_temperature"], times, last, strict=True)
     )
     return Measurement(float(in_order), detail=f"ηβ²t at {DEPARTED:.0%} by β: {listed}")
 
