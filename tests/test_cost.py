@@ -50,6 +50,18 @@ def test_small_networks_are_bound_by_their_steps_and_jobs(project):
     assert costs_of(slow).device_hours == pytest.approx(2 * (0.1 + 0.01))
 
 
+def test_the_sweep_of_a_tuning_is_a_job(project):
+    plain = costs_of()
+    tuned = EXPERIMENT.replace("activation: relu", "activation: relu, loss: cross_entropy")
+    tuned += "temperature_tuning: {points_per_decade: 1, num_fresh_seeds: 2}\n"
+    project.write("config/experiments/catapult/known.yaml", tuned)
+    cost = costs_of()
+    # Beside the three runs of the grid: β = 0.01, 0.1 and 10, and two seeds at two β.
+    assert (cost.num_jobs, cost.num_pending) == (4, 4)
+    assert cost.device_hours == pytest.approx(plain.device_hours * 10 / 3)
+    assert cost.longest_job_hours == pytest.approx(plain.device_hours * 7 / 3)
+
+
 def test_facts_follow_the_view(project):
     plain = known_facts({"name": "mnist"})
     assert (plain.num_train, plain.input_shape) == (60_000, (28, 28, 1))

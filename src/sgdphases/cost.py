@@ -18,6 +18,7 @@ from sgdphases.datasets.views import Facts, read_view
 from sgdphases.planning import Shard
 from sgdphases.rate_schedules import RateSchedule, read_rate_schedule
 from sgdphases.schedule import measurement_steps, planned_steps, stopping_of_run
+from sgdphases.temperature_tuning import sweep_values
 from sgdphases.workflow import ExperimentPlan, Plan, known_definition, prediction_sources
 
 # What the builders of tensorflow-datasets deliver, by the names that these have there.
@@ -200,6 +201,10 @@ def _training_cost(experiment: ExperimentPlan, assumptions: Assumptions) -> Cost
         num_pending += 1
         seconds = _edge_seconds(spec, shard, facts, assumptions)
         hours = None if seconds is None or hours is None else [*hours, seconds / 3600]
+    if experiment.has_tuning and not (experiment.folder / "temperature_tuning.json").exists():
+        num_pending += 1
+        seconds = _tuning_seconds(experiment, facts, schedule, assumptions)
+        hours = None if seconds is None or hours is None else [*hours, seconds / 3600]
     waits_for_curvature = any(
         run["learning_rate_relative_to"] == "critical" for run in experiment.runs.values()
     ) and bool({"physical_time", "decay_time"} & set(spec["stopping"]))
@@ -209,7 +214,11 @@ def _training_cost(experiment: ExperimentPlan, assumptions: Assumptions) -> Cost
     return Cost(
         experiment=spec["experiment"],
         num_runs=len(experiment.runs),
-        num_jobs=len(shards) + len(curvature_shards) + len(edge_shards) + 1,
+        num_jobs=len(shards)
+        + len(curvature_shards)
+        + len(edge_shards)
+        + int(experiment.has_tuning)
+        + 1,
         num_pending=num_pending + 1 if num_pending else 0,  # aggregation
         device_hours=None if hours is None else sum(hours),
         longest_job_hours=None if hours is None else max(hours, default=0.0),
@@ -235,6 +244,21 @@ def _edge_seconds(
     runs = [case for case in shard.items.values() for _ in range(tried)]
     steps = [search["num_steps"]] * len(runs)
     return _seconds_of(spec, runs, steps, [2] * len(runs), facts, assumptions)[0]
+
+
+def _tuning_seconds(
+    experiment: ExperimentPlan, facts: Facts, schedule: RateSchedule, assumptions: Assumptions
+) -> float | None:
+    """Seconds of the job that sweeps β, unless it goes beyond its range; None as below."""
+    spec, options = experiment.spec, experiment.spec["temperature_tuning"]
+    tuned = list(experiment.runs.values())
+    values = sweep_values(options["start"], options["stop"], options["points_per_decade"])
+    # β = 1 has been trained; the gain compares two β.
+    swept = (len(values) - 1) * len({run["seed"] for run in tuned})
+    runs = [tuned[0]] * (swept + 2 * options["num_fresh_seeds"])
+    steps = [_steps_of(spec, run, facts, schedule, assumptions) for run in runs]
+    measured = [len(measurement_steps(spec["measurements"], count)) + 1 for count in steps]
+    return _seconds_of(spec, runs, steps, measured, facts, assumptions)[0]
 
 
 def _steps_of(
