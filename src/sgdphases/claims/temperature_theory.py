@@ -25,7 +25,7 @@ from sgdphases.temperature_analysis import (
 Array = NDArray[np.float64]
 
 # Logits whose rates are exponentially far apart, rather than as the kernel's.
-_LARGE_LOGITS = 1.0
+_STEEP_LOGITS = 1.0
 # Equation 16 is for β²‖Θ‖/λ_θ well below 1.
 _SMALL_PULL = 0.05
 # Rates at which descent with momentum is close to its continuous time.
@@ -82,7 +82,7 @@ def exponential_conditioning(tables: ExperimentTables) -> Measurement:
     """Smallest R² over seeds of log κ(H) as a straight line in the size of large logits."""
     sizes = logit_sizes(tables.runs)
     runs = tables.runs.assign(size=sizes)
-    runs = choose(runs, sizes >= 0.9 * _LARGE_LOGITS, "with large logits")
+    runs = choose(runs, sizes >= 0.9 * _STEEP_LOGITS, "with large logits")
     fits, slopes = [], []
     for _, line in runs.groupby("seed"):
         if line["size"].nunique() < 4:
