@@ -1,6 +1,7 @@
 """The whole workflow at smoke scale, as a user runs it."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -182,8 +183,11 @@ def test_parsing_imports_neither_jax_nor_matplotlib():
 
 
 def test_scale_paper_is_planned_without_running(workspace):
+    before = os.times()
     result = workspace.snakemake("--dry-run", "--config", "scale=paper", "manual_dir=config")
+    after = os.times()
     assert result.returncode == 0, result.output[-2000:]
+    assert after.children_user - before.children_user < 30
     assert result.job_stats["training_shard"] > 10
     assert sum(result.job_stats.values()) < 5000
     assert "results/datasets/mnist/manifest.json" in result.output
