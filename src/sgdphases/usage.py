@@ -88,7 +88,6 @@ def write_usage_page(usage: pd.DataFrame, page: Path) -> None:
     table = summarise_usage(usage).rename(
         columns={
             "subject": "experiment",
-            "hours": "hours",
             "device_hours": "GPU or TPU hours",
             "cpu_hours": "CPU hours",
             "max_memory_mib": "largest memory (MiB)",
