@@ -93,9 +93,10 @@ def test_what_is_not_known_is_said(project):
 
 
 def test_datasets_take_what_their_arrays_do(project):
-    patterns = ["catapult/fc_mnist", "l2/imagenet", "catapult/scalar_relu"]
+    patterns = ["catapult/fc_mnist", "l2/imagenet", "catapult/scalar_relu", "temperature/gru"]
     plan = make_plan({"scale": "paper", "experiments": patterns})
     sizes = dataset_bytes(plan)
     assert sizes["mnist"] == 70_000 * 28 * 28
+    assert sizes["imdb"] == 50_000 * 256 * 2
     assert 1.9e11 < sizes["imagenet"] < 2.1e11
     assert sizes["single_point"] < 100

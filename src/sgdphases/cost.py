@@ -71,7 +71,7 @@ class Cost:
         device_hours: Of one accelerator, over all jobs that are not done; None where the size of
             the data is not known.
         longest_job_hours: Of the longest of these jobs.
-        results_bytes: Tables of shards and experiment, uncompressed.
+        results_bytes: Tables of shards and experiment, uncompressed; of theory not estimated: 0.
         scratch_bytes: Checkpoints of the job that has the largest.
         assumes_rates: Whether steps follow from rates that are not known yet.
     """
@@ -153,8 +153,9 @@ def dataset_bytes(plan: Plan) -> dict[str, float | None]:
         if shape is None or None in counts:
             sizes[name] = None
             continue
-        # Images are stored as they come, in 8 bits.
-        each = 1 if source in _EIGHT_BIT_SOURCES and len(shape) == 3 else 4
+        # Images are stored as they come, in 8 bits, and tokens of texts in 16.
+        is_image = source in _EIGHT_BIT_SOURCES and len(shape) == 3
+        each = 1 if is_image else 2 if source == "tfds" else 4
         sizes[name] = float(each * math.prod(shape) * sum(count or 0 for count in counts))
     return sizes
 
@@ -391,7 +392,7 @@ def describe_costs(
         [
             *(cost.experiment, cost.num_runs, cost.num_jobs, cost.num_pending),
             *(shown(cost, cost.device_hours), shown(cost, cost.longest_job_hours)),
-            *(_bytes(cost.results_bytes), _bytes(cost.scratch_bytes)),
+            *(_bytes(cost.results_bytes or None), _bytes(cost.scratch_bytes or None)),
         ]
         for cost in costs
     ]
@@ -407,7 +408,8 @@ def describe_costs(
     notes = [
         f"Device-hours assume {assumptions.teraflops:g} TFLOP/s per device (--teraflops), at least "
         f"{assumptions.seconds_per_step:g} s a step and {assumptions.seconds_per_job:g} s a job; "
-        "theory runs on CPUs.",
+        "theory runs on CPUs, and its tables are not estimated.",
+        "Not counted: jobs that prepare datasets, or draw them from a diffusion model.",
         f"Tables and checkpoints (of the largest job) go to {results}.",
     ]
     if datasets:
@@ -425,7 +427,9 @@ def describe_costs(
     return "\n".join([table, "", *notes])
 
 
-def _bytes(number: float) -> str:
+def _bytes(number: float | None) -> str:
+    if number is None:
+        return ""
     for unit in ("B", "kB", "MB", "GB"):
         if number < 1000:
             return f"{number:.3g} {unit}"
