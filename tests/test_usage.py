@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from sgdphases.devices import check_accelerator
 from sgdphases.planning import write_note
 from sgdphases.usage import collect_usage, summarise_usage, write_usage_page
 
@@ -36,6 +37,26 @@ def test_hours_of_devices_are_those_of_the_note(tmp_path):
     assert summary.iloc[-1]["max_memory_mib"] == 2048
     write_usage_page(usage.reset_index(), tmp_path / "usage.html")
     assert "NVIDIA H100" in (tmp_path / "usage.html").read_text(encoding="utf-8")
+
+
+def test_devices_of_jobs_without_a_note_are_those_of_their_logs(tmp_path, caplog):
+    for path in ("diffusion/mnist1m/shard_3", "temperature/tuning/tuning", "l2/ridge/theory"):
+        measured(tmp_path, f"{path}.tsv", 1800)
+    log = tmp_path / "logs/diffusion/mnist1m/shard_3.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("waiting for 2 of the GPUs 0, 1\ncomputing on 2 x NVIDIA H100 80GB HBM3 (gpu)\n")
+    with caplog.at_level("INFO", "sgdphases"):
+        check_accelerator("auto")
+    log = tmp_path / "logs/temperature/tuning/tuning.log"
+    log.parent.mkdir(parents=True)
+    log.write_text(f"{caplog.messages[-1]}\nstep 1\n")
+    usage = collect_usage(tmp_path).set_index("job")
+    assert usage["device_hours"].to_dict() == {"shard_3": 1.0, "tuning": 0.0, "theory": 0.0}
+    assert usage["device"].fillna("").to_dict() == {
+        "shard_3": "NVIDIA H100 80GB HBM3",
+        "tuning": "cpu",
+        "theory": "",
+    }
 
 
 def test_without_benchmarks_there_is_an_empty_table(tmp_path):

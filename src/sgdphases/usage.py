@@ -13,6 +13,8 @@ from sgdphases.planning import NOTE_NAME
 from sgdphases.storage import write_text
 
 _SHARD = re.compile(r"(?P<stage>training|curvature|edge_search)_(?P<shard>[0-9a-f]{12})")
+# What `sgdphases.devices.check_accelerator` logs.
+_COMPUTING = re.compile(r"^computing on (?P<number>\d+) x (?P<device>.+) \(\w+\)$", re.MULTILINE)
 _TEXTS = ("subject", "stage", "job", "device")
 _NUMBERS = ("num_devices", "hours", "device_hours", "cpu_hours", "max_memory_mib")
 
@@ -28,7 +30,7 @@ def collect_usage(results: Path) -> pd.DataFrame:
 
     Returns:
         `subject` (`<paper>/<experiment>`, `datasets`, `diffusion/<dataset>`), `stage`, `job`,
-        `device` and `num_devices` where the job's note says so, wall-clock `hours`,
+        `device` and `num_devices` where the job's note or log says so, wall-clock `hours`,
         `device_hours` of accelerators, `cpu_hours`, `max_memory_mib`.
     """
     folder = results / "benchmarks"
@@ -38,7 +40,9 @@ def collect_usage(results: Path) -> pd.DataFrame:
         shard = _SHARD.fullmatch(path.stem)
         stage = shard["stage"] if shard else path.stem.partition("_")[0]
         stage = "dataset" if subject == "datasets" else stage
-        note = _note_of(results, subject, shard) if shard else {}
+        note = (shard and _note_of(results, subject, shard)) or _logged_device(
+            results / "logs" / subject / f"{path.stem}.log"
+        )
         measured = pd.read_csv(path, sep="\t", na_values=["-", "NA"]).iloc[-1]
         device, hours = note.get("device"), float(measured["s"]) / 3600
         num_devices = int(note.get("num_devices", 0)) if device not in (None, "cpu") else 0
@@ -109,3 +113,12 @@ def _note_of(results: Path, subject: str, shard: Mapping[str, Any] | re.Match[st
         return json.loads((path / NOTE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+
+
+def _logged_device(log: Path) -> dict[str, str | int]:
+    """What a job's log says that it computed on; empty where it says nothing."""
+    try:
+        found = list(_COMPUTING.finditer(log.read_text(encoding="utf-8")))
+    except OSError:
+        return {}
+    return {"device": found[-1]["device"], "num_devices": int(found[-1]["number"])} if found else {}

@@ -15,7 +15,7 @@ rule temperature_tuning:
         tuning=f"{EXPERIMENT}/temperature_tuning.json",
         sweep=f"{EXPERIMENT}/temperature_sweep.parquet",
     log:
-        f"{LOGS}/{{paper}}/{{experiment}}/temperature_tuning.log",
+        f"{LOGS}/{{paper}}/{{experiment}}/tuning.log",
     benchmark:
         f"{BENCHMARKS}/{{paper}}/{{experiment}}/tuning.tsv"
     conda:
