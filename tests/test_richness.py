@@ -10,7 +10,8 @@ import pytest
 
 from sgdphases.claims import richness
 from sgdphases.claims.evaluate import evaluate_claims
-from sgdphases.claims.richness import CROSS_ENTROPY, MEASURES, MSE, edge_law, found_edges
+from sgdphases.claims.richness import MEASURES, edge_law, found_edges
+from sgdphases.claims.richness_theory import CROSS_ENTROPY, MSE
 from sgdphases.config import expand_runs, load_experiment
 from sgdphases.figures.richness import PLOTS
 from sgdphases.tables import ExperimentTables

@@ -5,13 +5,20 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sgdphases.claims.catapult_theory import numbers
-from sgdphases.claims.richness_theory import Exponent, Window, farthest, having, within
+from sgdphases.claims.richness_theory import (
+    CROSS_ENTROPY,
+    MSE,
+    Exponent,
+    Window,
+    farthest,
+    having,
+    within,
+)
 from sgdphases.claims.types import ClaimMeasure, Measurement
 from sgdphases.exponents import PowerLaw, fit_power_law
 from sgdphases.portraits import PortraitRules, classify_cells
 from sgdphases.tables import ExperimentTables
 
-MSE, CROSS_ENTROPY = "mean_squared_error", "cross_entropy"
 LAZY: Window = (0.0, 3.2e-3)
 RICH: Window = (10.0, np.inf)
 _PORTRAIT = "mlp_portrait"

@@ -11,16 +11,14 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from sgdphases.claims.richness import (
-    CROSS_ENTROPY,
     LAZY,
-    MSE,
     RICH,
     cells,
     depths_of,
     found_edges,
     portrait_exponents,
 )
-from sgdphases.claims.richness_theory import having
+from sgdphases.claims.richness_theory import CROSS_ENTROPY, MSE, having
 from sgdphases.exponents import PowerLaw
 from sgdphases.figures.portrait import draw_columns, draw_theory_line, portrait_key
 from sgdphases.figures.style import LINE_COLOR, name_panel, panels
