@@ -137,7 +137,7 @@ rule sample_sheet:
         svg=report(
             f"{RESULTS}/figures/{SAMPLE_SHEET}.svg",
             caption="../report/samples.rst",
-            category="Figures: richness",
+            category="Figures, richness",
             labels={"figure": "fig7"},
         ),
         png=f"{RESULTS}/figures/{SAMPLE_SHEET}.png",

@@ -8,7 +8,7 @@ rule figure:
         svg=report(
             f"{RESULTS}/figures/{{paper}}/{{figure}}.svg",
             caption="../report/figure.rst",
-            category="Figures: {paper}",
+            category="Figures, {paper}",
             labels={"figure": "{figure}"},
         ),
         png=f"{RESULTS}/figures/{{paper}}/{{figure}}.png",
