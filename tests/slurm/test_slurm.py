@@ -200,11 +200,14 @@ def test_a_cancelled_job_is_reported_and_a_rerun_does_what_is_left(project):
     num_jobs = len(accounted("JobID"))
 
     process = start(project, "cancelled", "--retries", "0", "--config", *SMOKE)
+    wait_for(lambda: any((project.path / ".snakemake/locks").iterdir()), process)
+    second = start(project, "beside", "--config", *SMOKE)
+    # At once: so small a job is soon over.
     (job,) = wait_for(lambda: running_jobs("gpu"), process)
-    beside = run(project, "beside", "--config", *SMOKE)
+    cluster.run("scancel", job)
+    beside = finish(second, project, "beside")
     assert beside.returncode == 1
     assert "Directory cannot be locked" in beside.output
-    cluster.run("scancel", job)
     result = finish(process, project, "cancelled")
     assert result.returncode == 1
     assert f"SLURM-job '{job}' failed, SLURM status is: 'CANCELLED'" in result.output
