@@ -200,14 +200,9 @@ def test_a_cancelled_job_is_reported_and_a_rerun_does_what_is_left(project):
     num_jobs = len(accounted("JobID"))
 
     process = start(project, "cancelled", "--retries", "0", "--config", *SMOKE)
-    wait_for(lambda: any((project.path / ".snakemake/locks").iterdir()), process)
-    second = start(project, "beside", "--config", *SMOKE)
     # At once: so small a job is soon over.
     (job,) = wait_for(lambda: running_jobs("gpu"), process)
     cluster.run("scancel", job)
-    beside = finish(second, project, "beside")
-    assert beside.returncode == 1
-    assert "Directory cannot be locked" in beside.output
     result = finish(process, project, "cancelled")
     assert result.returncode == 1
     assert f"SLURM-job '{job}' failed, SLURM status is: 'CANCELLED'" in result.output
@@ -216,7 +211,12 @@ def test_a_cancelled_job_is_reported_and_a_rerun_does_what_is_left(project):
     left = dry_run(project)
     assert left["training_shard"] == left["aggregate"] == 1
     assert not {"curvature_shard", "dataset", "theory"} & set(left)
-    result = run(project, "rerun", "--config", *SMOKE)
+    process = start(project, "rerun", "--config", *SMOKE)
+    wait_for(lambda: any((project.path / ".snakemake/locks").iterdir()), process)
+    beside = run(project, "beside", "--config", *SMOKE)
+    assert beside.returncode == 1
+    assert "Directory cannot be locked" in beside.output
+    result = finish(process, project, "rerun")
     assert result.returncode == 0, result.output[-3000:]
     partitions = [partition for _, partition in accounted("JobID", "Partition")[num_jobs:]]
     # The cancelled one, and of the rerun training and aggregation.
