@@ -368,7 +368,8 @@ def test_faults_leave_the_results_as_they_are(project):
     assert states[orphaned, "NODE_FAIL"] == states[orphaned, "COMPLETED"] == 1
     logs = (project.path / "results/logs/faults/victims").glob("training_*.log")
     resumed = [path for path in logs if "resuming at step" in path.read_text()]
-    assert len(resumed) == NUM_VICTIMS
+    # The orphan may be done, its checkpoint deleted, before the job beside it looks for one.
+    assert len(resumed) >= NUM_VICTIMS - 1
 
     wait_for(lambda: not Path(f"/proc/{victims[orphaned]}").exists(), seconds=60)
     assert run(project, "settled", "-n", table, "--config", *FAULTS).job_stats == {}
