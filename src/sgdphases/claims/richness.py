@@ -1,5 +1,7 @@
 """Claims of the richness paper about trained networks: edges of their portraits."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -85,7 +87,22 @@ def depths_of(tables: ExperimentTables) -> list[int]:
     return sorted({int(depth) for depth in tables.runs["depth"].unique()})
 
 
-def portrait_exponents(tables: ExperimentTables, loss: str) -> list[Exponent]:
+@dataclass(frozen=True)
+class EdgeExponent(Exponent):
+    """The exponent of one edge in one regime.
+
+    Attributes:
+        depth: Number of weight matrices.
+        edge: Name of the edge.
+        window: The richness that it is fitted over, ends included.
+    """
+
+    depth: int
+    edge: str
+    window: Window
+
+
+def portrait_exponents(tables: ExperimentTables, loss: str) -> list[EdgeExponent]:
     """The exponents of the edges of trained networks, beside those of the theory.
 
     Args:
@@ -114,7 +131,7 @@ def portrait_exponents(tables: ExperimentTables, loss: str) -> list[Exponent]:
                 law = edge_law(tables, edge, loss, depth, window)
             except ValueError:
                 continue
-            found.append(Exponent(f"L={depth} {name}", law, expected))
+            found.append(EdgeExponent(f"L={depth} {name}", law, expected, depth, edge, window))
     return found
 
 
@@ -124,8 +141,9 @@ def _slopes(tables: ExperimentTables) -> Measurement:
         found
         for found in portrait_exponents(tables, MSE)
         if not (
-            found.name.endswith("rich smallest")
-            and found.name < f"L={_LEAST_DEPTH_OF_SMALLEST_RATE}"
+            found.edge == "training"
+            and found.window == RICH
+            and found.depth < _LEAST_DEPTH_OF_SMALLEST_RATE
         )
     ]
     if not exponents:
@@ -143,18 +161,18 @@ def _spans(tables: ExperimentTables) -> Measurement:
         largest = found_edges(tables, "convergence", MSE, depth).set_index("richness")["rate"]
         shared = sorted(set(smallest.index) & set(largest.index))
         spans[depth] = {
-            gamma: float(np.log10(largest.loc[[gamma]].mean() / smallest.loc[[gamma]].mean()))
-            for gamma in shared
+            value: float(np.log10(largest.loc[[value]].mean() / smallest.loc[[value]].mean()))
+            for value in shared
         }
     common = set.intersection(*(set(span) for span in spans.values()))
     if len(depths) < 2 or not common:
         raise ValueError("no richness at which networks of two depths train")
-    gamma = max(common)
-    decades = [spans[depth][gamma] for depth in depths]
+    richness = max(common)
+    decades = [spans[depth][richness] for depth in depths]
     listed = ", ".join(f"L={depth} {span:.2f}" for depth, span in zip(depths, decades, strict=True))
     return Measurement(
         float(np.min(-np.diff(decades))),
-        detail=f"decades of rates that train at richness {gamma:g}: {listed}",
+        detail=f"decades of rates that train at richness {richness:g}: {listed}",
         unmet="" if top in spans[depths[0]] else f"L={depths[0]} does not train at {top:g}",
     )
 

@@ -11,15 +11,13 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from sgdphases.claims.richness import (
-    LAZY,
-    RICH,
+    EdgeExponent,
     cells,
     depths_of,
     found_edges,
     portrait_exponents,
 )
 from sgdphases.claims.richness_theory import CROSS_ENTROPY, MSE, having
-from sgdphases.exponents import PowerLaw
 from sgdphases.figures.portrait import draw_columns, draw_theory_line, portrait_key
 from sgdphases.figures.style import LINE_COLOR, name_panel, panels
 from sgdphases.portraits import EDGES
@@ -76,18 +74,17 @@ def _draw_edges(axis: Axes, tables: ExperimentTables, loss: str, depth: int) -> 
         )
         pieces.append(line.assign(edge=edge, learning_rate=line.pop("rate")))
     for exponent in portrait_exponents(tables, loss):
-        if exponent.name.startswith(f"L={depth} "):
-            window = LAZY if " lazy " in exponent.name else RICH
-            _draw_expected(axis, exponent.law, exponent.expected, window)
+        if exponent.depth == depth:
+            _draw_expected(axis, exponent)
     return pd.concat(pieces, ignore_index=True)
 
 
-def _draw_expected(axis: Axes, law: PowerLaw, expected: float, window: tuple[float, float]) -> None:
+def _draw_expected(axis: Axes, exponent: EdgeExponent) -> None:
     """A line of the theory's slope through the middle of the fit."""
-    low, high = axis.get_xlim()
+    (low, high), window = axis.get_xlim(), exponent.window
     x: NDArray[np.float64] = np.array([max(low, window[0]), min(high, window[1])])
     middle = np.sqrt(x.prod())
-    draw_theory_line(axis, x, float(law(middle)) * (x / middle) ** expected)
+    draw_theory_line(axis, x, float(exponent.law(middle)) * (x / middle) ** exponent.expected)
 
 
 def _plot_portraits(tables: ExperimentTables, loss: str) -> Drawn:
