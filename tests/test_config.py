@@ -108,11 +108,18 @@ def test_the_data_follow_the_scale(scale, data, expected):
 
 def test_the_shipped_config_is_quick_and_embedded():
     settings = read_config(yaml.safe_load((PROJECT / "config/config.yaml").read_text()))
-    assert settings == config.Config("quick", "all", "embedded", None, "results", "auto")
+    assert settings == config.Config("quick", "headline", "embedded", None, "results", "auto")
 
 
 def test_a_single_experiment_needs_no_list():
     assert read_config({"scale": "quick", "experiments": "a/b"}).experiments == ["a/b"]
+
+
+def test_the_experiments_follow_the_scale():
+    assert read_config({"scale": "quick"}).experiments == "headline"
+    assert read_config({"scale": "smoke", "experiments": None}).experiments == "headline"
+    assert read_config({"scale": "paper"}).experiments == "all"
+    assert read_config({"scale": "quick", "experiments": "all"}).experiments == "all"
 
 
 @pytest.mark.parametrize("folder", ["out", "out/", "./out", "out//"])
@@ -150,6 +157,8 @@ def test_patterns_choose_experiments(tmp_path):
     (tmp_path / "a/.#one.yaml").touch()
     assert list(find_experiments(tmp_path, "all")) == ["a/one", "a/two", "b/one"]
     assert list(find_experiments(tmp_path, ["*/one", "a/o*"])) == ["a/one", "b/one"]
+    (tmp_path / "a" / "one.yaml").write_text("headline: false\n")
+    assert list(find_experiments(tmp_path, "headline")) == ["a/two", "b/one"]
     line = refusal(find_experiments, tmp_path, ["a/*", "a/thre"])
     assert "experiments[1]: 'a/thre'" in line
     assert "a/one, a/two, b/one" in line

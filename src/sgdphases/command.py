@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from sgdphases.config import find_experiments, read_config
+from sgdphases.config import EVERY, find_experiments, read_config
 from sgdphases.cost import Assumptions, dataset_bytes, describe_costs, estimate_costs
 from sgdphases.errors import InputError
 from sgdphases.prediction import (
@@ -161,7 +161,7 @@ def tune_temperature(options: argparse.Namespace) -> int:
 
 def _result_file(options: argparse.Namespace, section: str, example: str, name: str) -> Path:
     """Where the workflow writes what an experiment's section asks for."""
-    known = find_experiments(EXPERIMENTS_FOLDER, "all")
+    known = find_experiments(EXPERIMENTS_FOLDER, EVERY)
     if options.experiment not in known:
         raise InputError(
             f"--experiment: {options.experiment!r} is no experiment; allowed: "

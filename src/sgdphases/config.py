@@ -83,6 +83,9 @@ _MOST_TOY_DEPTH = 63
 # The version of a user's own model, in each of its runs.
 MODEL_VERSION = "model_version"
 
+# The values of `experiments` that are no patterns.
+HEADLINE, EVERY = "headline", "all"
+
 CONFIG_SOURCE = "config/config.yaml or --config"
 # What the rules' wildcards match.
 _EXPERIMENT_NAME = re.compile(r"[a-z0-9]+/[a-z0-9_]+")
@@ -94,7 +97,7 @@ class Config:
 
     Attributes:
         scale: smoke, quick or paper.
-        experiments: "all", or patterns over `<paper>/<experiment>`.
+        experiments: "headline", "all", or patterns over `<paper>/<experiment>`.
         data: embedded or published.
         manual_dir: Folder with already downloaded official files, or None.
         results_dir: Folder that results are written to.
@@ -117,12 +120,15 @@ def read_config(raw: Mapping[str, Any]) -> Config:
     """
     schema = load_schema("config")
     document = dict(raw)
-    if isinstance(document.get("experiments"), str) and document["experiments"] != "all":
+    chosen = document.get("experiments")
+    if isinstance(chosen, str) and chosen not in (HEADLINE, EVERY):
         # `--config experiments=catapult/fc_mnist` is the natural way to ask for one.
-        document["experiments"] = [document["experiments"]]
+        document["experiments"] = [chosen]
     check(document, schema, CONFIG_SOURCE)
     document = fill_defaults(document, schema)
-    data = document["data"] or ("published" if document["scale"] == "paper" else "embedded")
+    published = document["scale"] == "paper"
+    data = document["data"] or ("published" if published else "embedded")
+    experiments = document["experiments"] or (EVERY if published else HEADLINE)
     manual_dir = document["manual_dir"]
     if manual_dir is not None and not Path(manual_dir).expanduser().is_dir():
         raise InputError(
@@ -136,7 +142,8 @@ def read_config(raw: Mapping[str, Any]) -> Config:
             f"{CONFIG_SOURCE}: results_dir: {document['results_dir']!r} is not allowed; allowed: a "
             "folder below or outside this one, without braces in its name"
         )
-    return Config(**{**document, "data": data, "results_dir": results_dir})
+    resolved = {"experiments": experiments, "data": data, "results_dir": results_dir}
+    return Config(**{**document, **resolved})
 
 
 def find_experiments(folder: Path, patterns: str | list[str]) -> dict[str, Path]:
@@ -144,7 +151,8 @@ def find_experiments(folder: Path, patterns: str | list[str]) -> dict[str, Path]
 
     Args:
         folder: Folder with `<paper>/<experiment>.yaml`.
-        patterns: "all", or patterns such as `catapult/*`.
+        patterns: "all", "headline" (all whose key `headline` is not false), or patterns such as
+            `catapult/*`.
 
     Returns:
         Mapping from `<paper>/<experiment>` to its file, sorted by name.
@@ -165,8 +173,10 @@ def find_experiments(folder: Path, patterns: str | list[str]) -> dict[str, Path]
         known[name] = path
     if not known:
         raise InputError(f"{folder}: holds no experiment; allowed: <paper>/<experiment>.yaml")
-    if patterns == "all":
+    if patterns == EVERY:
         return known
+    if patterns == HEADLINE:
+        return {name: path for name, path in known.items() if _is_headline(path)}
     chosen: set[str] = set()
     for i, pattern in enumerate(patterns):
         matches = fnmatch.filter(known, pattern)
@@ -177,6 +187,14 @@ def find_experiments(folder: Path, patterns: str | list[str]) -> dict[str, Path]
             )
         chosen.update(matches)
     return {name: known[name] for name in sorted(chosen)}
+
+
+def _is_headline(path: Path) -> bool:
+    """Whether an experiment is computed without being asked for; what cannot be read is."""
+    try:
+        return read_yaml(path).get("headline") is not False
+    except InputError:  # told, with the others, when it is loaded
+        return True
 
 
 def merge(base: dict[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
@@ -560,8 +578,9 @@ def published_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The resolved experiment as written to spec.yaml.
 
     Captions stay out: they belong to the figures, and an edited caption must not touch the tables.
-    How the runs are grouped into jobs, and how these work, stays out too.
+    How the runs are grouped into jobs, how these work, and whether they are computed without being
+    asked for, stays out too.
     """
     shards = ("runs_per_shard", "networks_per_shard", "cases_per_shard")
-    hidden = ("figures", *shards, *_EXECUTION_SETTINGS)
+    hidden = ("figures", "headline", *shards, *_EXECUTION_SETTINGS)
     return {key: value for key, value in spec.items() if key not in hidden}

@@ -13,6 +13,7 @@ from typing import Any
 
 from sgdphases import figures
 from sgdphases.config import (
+    EVERY,
     Config,
     case_ids,
     cases_of,
@@ -272,7 +273,7 @@ def _sources_to_load(
         return {}
     found = {}
     for source in prediction_sources(plan.runs.values()):
-        known = find_experiments(EXPERIMENTS_FOLDER, "all")
+        known = find_experiments(EXPERIMENTS_FOLDER, EVERY)
         if source not in known:
             raise InputError(
                 f"{path}: weight_decay_from: {source!r} is no known experiment; allowed: "
