@@ -11,6 +11,7 @@ from snakemake.utils import min_version
 sys.path.insert(0, f"{workflow.basedir}/src")
 
 from sgdphases.fingerprint import keep_sources
+from sgdphases.scheduler import mend_scheduler
 from sgdphases.scripting import ending_on_bad_input, run_jobs_from
 from sgdphases.slurm import mend_plugin
 from sgdphases.validation import read_yaml
@@ -18,6 +19,7 @@ from sgdphases.validation import read_yaml
 min_version("9.0")
 run_jobs_from(f"{workflow.basedir}/src")
 mend_plugin()
+mend_scheduler()
 
 # Snakemake accepts a key given twice, and does not name a file that it cannot read.
 with ending_on_bad_input():
