@@ -754,6 +754,28 @@ def test_captions_are_no_part_of_the_published_spec(load):
             {"schedule": {"kind": "final_rate", "learning_rate": 0.1}},
             ["schedule: key 'num_steps' is missing", "kind, learning_rate, num_steps"],
         ),
+        (
+            {"schedule": {"kind": "final_rate", "learning_rate": 0.1, "num_steps": 0}},
+            ["schedule.num_steps: 0", "at least 1"],
+        ),
+        (
+            {"grid": {"learning_rate": [0.1], "final_steps": [3]}},
+            ["final_steps: 3", "kind constant has no final phase", "final_rate"],
+        ),
+        (
+            {"grid": {"learning_rate": [0.1], "final_steps": [-1]}},
+            ["grid.final_steps[0]: -1", "at least 0"],
+        ),
+        (
+            {"grid": {"learning_rate": [0.1], "budget_steps": [0]}},
+            ["grid.budget_steps[0]: 0", "at least 1"],
+        ),
+        (
+            {"grid": {"learning_rate": [0.1], "budget_physical_time": [0]}},
+            ["grid.budget_physical_time[0]: 0", "above 0"],
+        ),
+        ({"stopping": {"physical_time": -1}}, ["stopping.physical_time: -1", "above 0"]),
+        ({"augmentation": {"mixup": -0.5}}, ["augmentation.mixup: -0.5", "at least 0"]),
         ({"augmentation": {"flip": 1}}, ["augmentation.flip: 1", "true or false"]),
         ({"augmentation": {"crop": 1.5}}, ["augmentation.crop: 1.5", "integer"]),
         ({"augmentation": {"rotation": 360}}, ["augmentation.rotation: 360", "0 to 180"]),

@@ -26,7 +26,7 @@ from sgdphases.prediction import (
     with_budgets,
 )
 from sgdphases.rate_schedules import RateSchedule
-from sgdphases.schedule import planned_steps, stopping_of_run
+from sgdphases.schedule import BUDGETS, planned_steps, stopping_of_run
 from sgdphases.tables import ExperimentTables
 from sgdphases.training import resolve_weight_decays
 
@@ -202,11 +202,19 @@ def test_weight_decays_resolve_from_the_constant():
 
 def test_a_runs_own_budget_ends_it_first():
     stopping = {"epochs": 100.0, "num_steps": 10**6}
-    assert planned_steps(stopping_of_run(stopping, None), 0.1, steps_per_epoch=5) == 500
-    assert planned_steps(stopping_of_run(stopping, 20.0), 0.1, steps_per_epoch=5) == 100
-    assert planned_steps(stopping_of_run(stopping, 200.0), 0.1, steps_per_epoch=5) == 500
-    endless = stopping_of_run({"decay_time": 1.0}, 20.0)
-    assert planned_steps(endless, 0.1, weight_decay=0.0, steps_per_epoch=5) == 100
+
+    def steps(stopping, **budgets):
+        run = dict.fromkeys(BUDGETS) | budgets
+        return planned_steps(stopping_of_run(stopping, run), 0.1, 0.0, steps_per_epoch=5)
+
+    assert steps(stopping) == 500
+    assert steps(stopping, budget_epochs=20.0) == 100
+    assert steps(stopping, budget_epochs=200.0) == 500
+    assert steps(stopping, budget_steps=70) == 70
+    assert steps(stopping, budget_physical_time=3.0) == 30
+    assert steps(stopping, budget_physical_time=3.0, budget_steps=20) == 20
+    assert steps({"decay_time": 1.0}, budget_epochs=20.0) == 100
+    assert steps({"decay_time": 1.0}, budget_physical_time=2.0) == 20
 
 
 SOURCE = {

@@ -7,7 +7,13 @@ import optax
 import pytest
 
 from sgdphases.errors import InputError
-from sgdphases.rate_schedules import RateSchedule, physical_time, rate_factor, read_rate_schedule
+from sgdphases.rate_schedules import (
+    RateSchedule,
+    physical_time,
+    rate_factor,
+    read_rate_schedule,
+    schedule_of_run,
+)
 from sgdphases.schedule import planned_steps
 
 CONSTANT = RateSchedule()
@@ -21,11 +27,12 @@ def factors(schedule, num_steps, learning_rate=0.1, dtype=jnp.float64):
     """The factors of all steps of a run, by one compiled program in which all is traced."""
 
     @jax.jit
-    def all_steps(steps, total, base, rate):
-        return jax.vmap(lambda step: rate_factor(schedule, step, total, base, rate))(steps)
+    def all_steps(steps, total, base, rate, final):
+        return jax.vmap(lambda step: rate_factor(schedule, step, total, base, rate, final))(steps)
 
     base = num_steps - schedule.extra_steps
-    return all_steps(jnp.arange(num_steps), num_steps, base, jnp.asarray(learning_rate, dtype))
+    rates = (jnp.asarray(rate, dtype) for rate in (learning_rate, schedule.learning_rate))
+    return all_steps(jnp.arange(num_steps), num_steps, base, *rates)
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +78,7 @@ def test_cosine_without_warmup_agrees_with_optax():
 
 
 def test_the_rate_stays_at_zero_once_a_cosine_has_ended():
-    assert float(rate_factor(COSINE, 1500, 1000, 1000, 0.1)) == pytest.approx(0, abs=1e-15)
+    assert float(rate_factor(COSINE, 1500, 1000, 1000, 0.1, 0.0)) == pytest.approx(0, abs=1e-15)
 
 
 def test_final_rate_is_absolute():
@@ -79,17 +86,26 @@ def test_final_rate_is_absolute():
     np.testing.assert_allclose(rates, [0.5] * 30 + [0.02] * 50, rtol=1e-14)
 
 
+def test_a_run_may_have_a_final_rate_and_steps_of_its_own():
+    own = {"final_learning_rate": 0.5, "final_steps": 0}
+    assert schedule_of_run(FINAL, own) == RateSchedule("final_rate", learning_rate=0.5)
+    assert schedule_of_run(FINAL, dict.fromkeys(own)) == FINAL
+    assert schedule_of_run(COSINE, dict.fromkeys(own)) == COSINE
+
+
 def test_runs_of_different_length_share_a_program():
     num_steps = jnp.array([60, 100, 1000])
     learning_rates = jnp.array([0.1, 0.2, 0.3])
     for schedule in EVERY_SCHEDULE:
         base = num_steps - schedule.extra_steps
-        run = jax.vmap(lambda n, b, r, s=schedule: rate_factor(s, 55, n, b, r))
+        final = jnp.array([0.02, 0.02, 0.01])
+        run = jax.vmap(lambda n, b, r, f, s=schedule: rate_factor(s, 55, n, b, r, f))
         expected = [
-            rate_factor(schedule, 55, int(n), int(b), float(r))
-            for n, b, r in zip(num_steps, base, learning_rates, strict=True)
+            rate_factor(schedule, 55, int(n), int(b), float(r), float(f))
+            for n, b, r, f in zip(num_steps, base, learning_rates, final, strict=True)
         ]
-        np.testing.assert_allclose(run(num_steps, base, learning_rates), expected, rtol=1e-14)
+        found = run(num_steps, base, learning_rates, final)
+        np.testing.assert_allclose(found, expected, rtol=1e-14)
 
 
 @pytest.mark.parametrize("schedule", EVERY_SCHEDULE)

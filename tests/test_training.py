@@ -568,6 +568,10 @@ HYPERPARAMETER_TYPES = {
         "relative_weight_decay",
         "weight_decay_from",
         "budget_epochs",
+        "budget_steps",
+        "budget_physical_time",
+        "final_learning_rate",
+        "final_steps",
         "weight_scale",
         "bias_scale",
         "richness",
@@ -654,6 +658,10 @@ def test_columns_and_their_types(dataset):
         "relative_weight_decay",
         "weight_decay_from",
         "budget_epochs",
+        "budget_steps",
+        "budget_physical_time",
+        "final_learning_rate",
+        "final_steps",
         "bias_scale",
         "head_correlation",
         "initial_logit_norm",
@@ -669,3 +677,36 @@ def test_columns_and_their_types(dataset):
         "relative_learning_rate",
     }
     assert list(bare.runs.columns) == list(full.runs.columns)
+
+
+def test_runs_have_budgets_and_final_phases_of_their_own(dataset):
+    """Some end by steps, others by physical time and a final rate, measured where that begins."""
+    schedule = {"kind": "final_rate", "learning_rate": 0.3, "num_steps": 6}
+    settings = make_settings({"num_steps": 100}, {"every": 10}, schedule=schedule)
+    runs = make_runs(
+        {"learning_rate": 0.5, "budget_steps": 15, "final_steps": 0},
+        {"learning_rate": 0.5, "budget_physical_time": 6.0},
+        {"learning_rate": 0.25, "budget_physical_time": 6.0, "final_learning_rate": 0.1},
+        {"learning_rate": 0.5, "budget_steps": 20, "final_steps": 3},
+        seed=4,
+    )
+    shard = train(settings, runs, dataset, together="all")
+    assert shard.runs["steps"].tolist() == [15, 12 + 6, 24 + 6, 20 + 3]
+    assert shard.runs["final_steps"].tolist() == [0, 6, 6, 3]
+    assert shard.runs["final_learning_rate"].tolist() == [0.3, 0.3, 0.1, 0.3]
+    phases = [(15, 0, 0.3), (12, 6, 0.3), (24, 6, 0.1), (20, 3, 0.3)]
+    for run, (base, final, rate) in zip(runs, phases, strict=True):
+        history = rows_of(shard.history, run)
+        end = base + final
+        assert history["step"].tolist() == sorted({*range(0, end, 10), base, end})
+        time = run["learning_rate"] * base + rate * final
+        assert history["physical_time"].iloc[-1] == pytest.approx(time)
+        reference = Reference(run, dataset)
+        states = reference.train(base)
+        reference.start, reference.run = states[-1], {**run, "learning_rate": rate}
+        states += reference.train(final)[1:]
+        losses = [
+            reference.measure(states[step], dataset.train_inputs, dataset.train_targets)[0]
+            for step in history["step"]
+        ]
+        np.testing.assert_allclose(history["train_loss"], losses, rtol=1e-9)

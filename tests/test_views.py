@@ -321,6 +321,7 @@ def test_views_that_suit(plan, dataset, changes):
 
 
 CROSS_ENTROPY = {"hyperparameters": {**GOOD["hyperparameters"], "loss": "cross_entropy"}}
+SHIFTED = {"hyperparameters": {**GOOD["hyperparameters"], "label_shift": -0.01}}
 
 
 @pytest.mark.parametrize(
@@ -342,6 +343,8 @@ CROSS_ENTROPY = {"hyperparameters": {**GOOD["hyperparameters"], "loss": "cross_e
         ({"name": "single_index_cubic", "num_train": 9}, {}, ["num_train: 9", "afresh"]),
         ({"name": "digits", "labels": "parity"}, CROSS_ENTROPY, ["'cross_entropy'", "+1 and -1"]),
         ("single_index_cubic", CROSS_ENTROPY, ["'cross_entropy'", "mean_squared_error"]),
+        ("single_index_cubic", SHIFTED, ["label_shift: -0.01", "has no classes", "allowed: 0"]),
+        ({"name": "digits", "labels": "parity"}, SHIFTED, ["label_shift: -0.01", "no classes"]),
         ("single_index_cubic", {"stopping": {"epochs": 1}}, ["stopping.epochs", "num_steps"]),
         (
             "single_index_cubic",

@@ -31,6 +31,7 @@ from sgdphases.model_table import is_user_model, model_entry, model_names
 from sgdphases.sections import (
     check_budgets,
     check_edge_search,
+    check_final_rates,
     check_prediction,
     check_sections,
     check_timescales,
@@ -271,6 +272,7 @@ def load_experiment(
         refuse_duplicates(runs, document["grid"], source)
     if document["kind"] == "training":
         check_budgets(runs, document["stopping"], source)
+        check_final_rates(runs, document["schedule"], source)
         check_prediction(runs, document, source)
         check_timescales(runs, document["measurements"], source)
         check_tuning(runs, document, source)

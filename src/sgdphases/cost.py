@@ -16,8 +16,8 @@ import numpy as np
 from sgdphases.datasets.facts import facts_of_definition
 from sgdphases.datasets.views import Facts, read_view
 from sgdphases.planning import Shard
-from sgdphases.rate_schedules import RateSchedule, read_rate_schedule
-from sgdphases.schedule import measurement_steps, planned_steps, stopping_of_run
+from sgdphases.rate_schedules import RateSchedule, read_rate_schedule, schedule_of_run
+from sgdphases.schedule import BUDGETS, measurement_steps, planned_steps, stopping_of_run
 from sgdphases.temperature_tuning import sweep_values
 from sgdphases.workflow import ExperimentPlan, Plan, known_definition, prediction_sources
 
@@ -207,8 +207,10 @@ def _training_cost(experiment: ExperimentPlan, assumptions: Assumptions) -> Cost
         seconds = _tuning_seconds(experiment, facts, schedule, assumptions)
         hours = None if seconds is None or hours is None else [*hours, seconds / 3600]
     waits_for_curvature = any(
-        run["learning_rate_relative_to"] == "critical" for run in experiment.runs.values()
-    ) and bool({"physical_time", "decay_time"} & set(spec["stopping"]))
+        run["learning_rate_relative_to"] == "critical"
+        and {"physical_time", "decay_time"} & set(stopping_of_run(spec["stopping"], run))
+        for run in experiment.runs.values()
+    )
     waits_for_prediction = "decay_time" in spec["stopping"] and bool(
         prediction_sources(experiment.runs.values())
     )
@@ -278,8 +280,8 @@ def _steps_of(
     count = facts.num_train or 0
     batch = run["batch_size"]
     per_epoch = 1 if batch in (None, "full") or not count else max(count // batch, 1)
-    stopping = stopping_of_run(spec["stopping"], run["budget_epochs"])
-    return planned_steps(stopping, rate, decay, per_epoch, schedule)
+    stopping = stopping_of_run(spec["stopping"], run)
+    return planned_steps(stopping, rate, decay, per_epoch, schedule_of_run(schedule, run))
 
 
 def _seconds_of(
@@ -338,7 +340,8 @@ def _batch_size(given: int | str | None, facts: Facts) -> int:
 def _network_size(run: Mapping[str, Any], facts: Facts) -> tuple[float, int]:
     """Operations of the pass forward for one sample, and the number of parameters."""
     # Only what the network is built from: runs that differ in their rate share it.
-    left_out = {"run_id", "network_id", "learning_rate", "weight_decay", "seed", "budget_epochs"}
+    left_out = {"run_id", "network_id", "learning_rate", "weight_decay", "seed", *BUDGETS}
+    left_out |= {"final_learning_rate", "final_steps"}
     known = tuple(sorted((k, v) for k, v in run.items() if k not in left_out))
     assert facts.input_shape is not None
     return _traced_size(known, facts.input_shape, facts.num_outputs or 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -110,6 +110,26 @@ def read_rate_schedule(settings: Mapping[str, Any] | None) -> RateSchedule:
     return RateSchedule()
 
 
+def schedule_of_run(schedule: RateSchedule, run: Mapping[str, Any]) -> RateSchedule:
+    """An experiment's schedule with a run's own final rate and steps.
+
+    Args:
+        schedule: The schedule; only one with a final rate changes.
+        run: The run, with `final_learning_rate` and `final_steps`, None for those of the schedule.
+
+    Returns:
+        The run's schedule.
+    """
+    if schedule.kind != "final_rate":
+        return schedule
+    rate, steps = run["final_learning_rate"], run["final_steps"]
+    return replace(
+        schedule,
+        learning_rate=schedule.learning_rate if rate is None else rate,
+        num_steps=schedule.num_steps if steps is None else steps,
+    )
+
+
 def _read_piecewise(boundaries: Any, factors: Any) -> RateSchedule:
     for name, values in (("boundaries", boundaries), ("factors", factors)):
         if not (isinstance(values, list | tuple) and values and all(map(_is_number, values))):
@@ -136,6 +156,7 @@ def rate_factor(
     num_steps: jax.typing.ArrayLike,
     base_steps: jax.typing.ArrayLike,
     learning_rate: jax.typing.ArrayLike,
+    final_learning_rate: jax.typing.ArrayLike,
 ) -> jax.Array:
     """What a run's learning rate is multiplied by at a step; all but the schedule may be traced.
 
@@ -143,8 +164,9 @@ def rate_factor(
         schedule: The schedule.
         step: Scalar, steps taken before this one.
         num_steps: Scalar, steps of the whole run.
-        base_steps: Scalar, steps of the budget: `num_steps - schedule.extra_steps`.
+        base_steps: Scalar, steps of the budget: `num_steps` without the run's final steps.
         learning_rate: Scalar, the run's absolute learning rate.
+        final_learning_rate: Scalar, its rate after the budget, used by kind final_rate alone.
 
     Returns:
         The scalar factor, in the type of `learning_rate` but at least float32.
@@ -157,8 +179,9 @@ def rate_factor(
     import jax.numpy as jnp
 
     dtype = jnp.promote_types(jnp.result_type(learning_rate), jnp.float32)
-    step, num_steps, base_steps, learning_rate = (
-        jnp.asarray(value).astype(dtype) for value in (step, num_steps, base_steps, learning_rate)
+    step, num_steps, base_steps, learning_rate, final_learning_rate = (
+        jnp.asarray(value).astype(dtype)
+        for value in (step, num_steps, base_steps, learning_rate, final_learning_rate)
     )
     factor = jnp.ones_like(step)
     if schedule.kind == "piecewise":
@@ -172,7 +195,7 @@ def rate_factor(
         rising = step / jnp.maximum(warmup, 1)
         factor = jnp.where(step < warmup, rising, 0.5 * (1 + jnp.cos(jnp.pi * progress)))
     elif schedule.kind == "final_rate":
-        factor = jnp.where(step < base_steps, factor, schedule.learning_rate / learning_rate)
+        factor = jnp.where(step < base_steps, factor, final_learning_rate / learning_rate)
     return factor
 
 

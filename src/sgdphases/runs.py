@@ -47,6 +47,7 @@ class RunHyperparameters(NamedTuple):
         inverse_temperature: Factor of the logits in the cross-entropy.
         num_steps: Steps after which the run is finished.
         base_steps: Steps at the run's own rate, before a final one.
+        final_learning_rate: Absolute learning rate after these; 0 where there is none.
         linearize_at: Step from which a linearised run's network is linear.
         frozen: Index of the run's frozen network.
     """
@@ -61,6 +62,7 @@ class RunHyperparameters(NamedTuple):
     inverse_temperature: jax.Array
     num_steps: jax.Array
     base_steps: jax.Array
+    final_learning_rate: jax.Array
     linearize_at: jax.Array
     frozen: jax.Array
 
@@ -260,7 +262,12 @@ def _descend(
 
     (loss, outputs), gradient = jax.value_and_grad(loss_and_outputs, has_aux=True)(parameters)
     factor = rate_factor(
-        rules.rate_schedule, step, hyper.num_steps, hyper.base_steps, hyper.learning_rate
+        rules.rate_schedule,
+        step,
+        hyper.num_steps,
+        hyper.base_steps,
+        hyper.learning_rate,
+        hyper.final_learning_rate,
     )
     updates, optimizer_state = _optimizer(rules, hyper, parameters).update(
         gradient,

@@ -46,19 +46,27 @@ def measurement_steps(schedule: Mapping[str, Any], last_step: int) -> NDArray[np
     return merged[merged <= last_step]
 
 
-def stopping_of_run(stopping: Mapping[str, Any], budget_epochs: float | None) -> Mapping[str, Any]:
-    """An experiment's stopping criteria with a run's own budget among them.
+# A run's own budgets, and the criteria of an experiment that they lower.
+BUDGETS = {
+    "budget_epochs": "epochs",
+    "budget_steps": "num_steps",
+    "budget_physical_time": "physical_time",
+}
+
+
+def stopping_of_run(stopping: Mapping[str, Any], run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An experiment's stopping criteria with a run's own budgets among them.
 
     Args:
         stopping: The experiment's section `stopping`.
-        budget_epochs: Epochs after which the run ends at the latest, or None.
+        run: The run, with `budget_epochs`, `budget_steps` and `budget_physical_time`: after which
+            it ends at the latest, or None.
 
     Returns:
         The criteria that hold for the run.
     """
-    if budget_epochs is None:
-        return stopping
-    return {**stopping, "epochs": min(budget_epochs, stopping.get("epochs", math.inf))}
+    own = {key: run[budget] for budget, key in BUDGETS.items() if run[budget] is not None}
+    return {**stopping, **{key: min(own[key], stopping.get(key, math.inf)) for key in own}}
 
 
 def planned_steps(

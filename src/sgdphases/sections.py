@@ -7,6 +7,7 @@ from sgdphases.datasets.views import Facts, check_view, read_view
 from sgdphases.errors import InputError
 from sgdphases.grid import LEARNING_RATE_UNIT
 from sgdphases.model_table import model_entry, model_names
+from sgdphases.schedule import BUDGETS
 from sgdphases.validation import describe_value
 
 # Sections that only trained networks have.
@@ -134,12 +135,40 @@ def check_budgets(
         InputError: A run would never end.
     """
     budgets = {"num_steps", "epochs", "physical_time", "decay_time"} & set(stopping)
-    endless = (run for run in runs if run["weight_decay"] == 0 and run["budget_epochs"] is None)
+    endless = (
+        run
+        for run in runs
+        if run["weight_decay"] == 0 and all(run[budget] is None for budget in BUDGETS)
+    )
     if budgets == {"decay_time"} and any(endless):
         raise InputError(
             f"{source}: stopping.decay_time: a run with weight_decay 0 would never end; allowed: "
             "with num_steps, epochs or physical_time besides, or a weight_decay above 0"
         )
+
+
+def check_final_rates(
+    runs: Iterable[Mapping[str, Any]], schedule: Mapping[str, Any], source: str
+) -> None:
+    """Check that runs with a final rate or final steps of their own have such a phase.
+
+    Args:
+        runs: The trained runs of an experiment.
+        schedule: Its section `schedule`.
+        source: The file, for messages.
+
+    Raises:
+        InputError: They have none.
+    """
+    if schedule["kind"] == "final_rate":
+        return
+    for run in runs:
+        for name in ("final_learning_rate", "final_steps"):
+            if run[name] is not None:
+                raise InputError(
+                    f"{source}: {name}: {run[name]!r}: a schedule of kind {schedule['kind']} has "
+                    "no final phase; allowed: with schedule.kind final_rate"
+                )
 
 
 def check_timescales(
@@ -207,6 +236,12 @@ def check_data(
             "physical_time, decay_time"
         )
     is_regression = facts.task == "regression" or view.labels == "parity"
+    shift = next((run["label_shift"] for run in runs if run["label_shift"] != 0), 0)
+    if is_regression and shift:
+        raise InputError(
+            f"{source}: hyperparameters.label_shift: {shift!r}: the dataset {name!r} has no "
+            "classes whose targets could be shifted; allowed: 0"
+        )
     if is_regression and any(run["loss"] == "cross_entropy" for run in runs):
         targets = "targets of +1 and -1" if view.labels == "parity" else "targets, and no classes"
         raise InputError(

@@ -48,7 +48,12 @@ from sgdphases.models import Network, build_network, parameter_dtype, single_run
 from sgdphases.models.heads import correlation_of_norm, spread_of
 from sgdphases.optimizers import OptimizerRule
 from sgdphases.progress import Progress, matrix_product_flop
-from sgdphases.rate_schedules import RateSchedule, physical_time, read_rate_schedule
+from sgdphases.rate_schedules import (
+    RateSchedule,
+    physical_time,
+    read_rate_schedule,
+    schedule_of_run,
+)
 from sgdphases.runs import (
     DIVERGED,
     FINISHED,
@@ -359,6 +364,9 @@ class _Trainer:
         # A hyperparameter that is null throughout would otherwise lose its type.
         nulls = self.table.columns[self.table.isna().all()]
         self.table[nulls] = self.table[nulls].astype(np.float64)
+        # Whole numbers that some runs have, one type in all tables.
+        counts = ["budget_steps", "final_steps", "linearize_at"]
+        self.table[counts] = self.table[counts].astype(np.float64)
         self.rates = resolve_learning_rates(runs, critical, network_ids, edges)
         self.table["learning_rate"] = self.rates
         self.table["critical_learning_rate"] = [critical.get(n, np.nan) for n in network_ids]
@@ -367,6 +375,10 @@ class _Trainer:
         self.dtype = np.dtype(parameter_dtype(self.shared["precision"]))
         self.augmentation = read_augmentation(settings.get("augmentation"))
         self.rate_schedule = read_rate_schedule(settings.get("schedule"))
+        self.schedules = [schedule_of_run(self.rate_schedule, run) for run in runs]
+        if self.rate_schedule.kind == "final_rate":
+            self.table["final_learning_rate"] = [s.learning_rate for s in self.schedules]
+            self.table["final_steps"] = [float(s.extra_steps) for s in self.schedules]
         decays = resolve_weight_decays(runs, time_constants, self.rate_schedule)
         is_relative = self.table["weight_decay_from"].notna()
         self.table["relative_weight_decay"] = self.table["weight_decay"].where(is_relative)
@@ -382,15 +394,21 @@ class _Trainer:
         self.num_steps = np.array(
             [
                 planned_steps(
-                    stopping_of_run(settings["stopping"], run["budget_epochs"]),
+                    stopping_of_run(settings["stopping"], run),
                     rate,
                     decay,
                     self.steps_per_epoch,
-                    self.rate_schedule,
+                    schedule,
                 )
-                for run, rate, decay in zip(runs, self.rates, decays, strict=True)
+                for run, rate, decay, schedule in zip(
+                    runs, self.rates, decays, self.schedules, strict=True
+                )
             ]
         )
+        final_steps = np.array([schedule.extra_steps for schedule in self.schedules])
+        self.base_steps = self.num_steps - final_steps
+        # Measured besides: where a run goes on at its final rate; nowhere in other runs.
+        self.ends_of_budgets = np.where(final_steps > 0, self.base_steps, -1)
         self.last_step = int(self.num_steps.max())
         self.platform = self.mesh.devices.flat[0].platform
         not_of_shape = (*VECTORISED_HYPERPARAMETERS, "run_id")
@@ -492,7 +510,8 @@ class _Trainer:
         values = {
             "learning_rate": self.rates.astype(self.dtype),
             "num_steps": self.num_steps.astype(np.int32),
-            "base_steps": (self.num_steps - self.rate_schedule.extra_steps).astype(np.int32),
+            "base_steps": self.base_steps.astype(np.int32),
+            "final_learning_rate": np.array([s.learning_rate for s in self.schedules], self.dtype),
             "linearize_at": self.table["linearize_at"].fillna(0).to_numpy(np.int32),
             "frozen": np.array(index, np.int32),
             **{name: self.table[name].to_numpy(self.dtype) for name in names},
@@ -552,6 +571,7 @@ class _Trainer:
                 )
             self.lowering = self.choose_lowering()
             self.measurements = self.prepare_measurements()
+            self.shared_stops = np.concatenate([m.steps for m in self.measurements])
             return self.train_from(states, self.open_checkpoints())
 
     def open_checkpoints(self) -> CheckpointFolder | None:
@@ -583,7 +603,7 @@ class _Trainer:
             logger.info("training %s: going on from step %d", self.settings["experiment"], step)
         else:
             states = self.measure(states, 0)
-        stops = np.unique(np.concatenate([m.steps for m in self.measurements] + [[self.last_step]]))
+        stops = np.unique([*self.shared_stops, *self.ends_of_budgets, self.last_step])
         seconds_per_step = 0.0
         with self.progress(step, states) as progress:
             while (np.asarray(states.status) == RUNNING).any():
@@ -906,7 +926,11 @@ class _Trainer:
 
     def measure(self, states: RunState, step: int) -> RunState:
         """Record the runs that were still running; each run's last row is that of its own end."""
-        was_running = self.was_running
+        has_ended = np.asarray(states.status)[: len(self.table)] != RUNNING
+        budget_ends = self.ends_of_budgets == step
+        # What a run is trained beside must not change its record.
+        is_its_step = has_ended | budget_ends | np.isin(step, self.shared_stops)
+        was_running = self.was_running & is_its_step
         base, *others = self.measurements
         values = self.measured(base, states, was_running)
         train_loss = values["train_loss"]
@@ -922,7 +946,7 @@ class _Trainer:
             status[(status == RUNNING) & reached] = STOPPED
         for scheduled in others:
             is_due = bool(np.isin(step, scheduled.steps))
-            wanted = was_running & ((status != RUNNING) | is_due)
+            wanted = was_running & ((status != RUNNING) | is_due | budget_ends)
             values |= self.measured(scheduled, states, wanted)
         steps = np.asarray(states.step, dtype=np.int64)[: len(self.table)]
         rows = pd.DataFrame(
@@ -931,8 +955,10 @@ class _Trainer:
                 "run_id": self.table["run_id"],
                 "step": steps,
                 "physical_time": [
-                    float(physical_time(self.rate_schedule, taken, int(planned), rate))
-                    for taken, planned, rate in zip(steps, self.num_steps, self.rates, strict=True)
+                    float(physical_time(schedule, taken, int(planned), rate))
+                    for taken, planned, rate, schedule in zip(
+                        steps, self.num_steps, self.rates, self.schedules, strict=True
+                    )
                 ],
                 **values,
             }
