@@ -92,7 +92,7 @@ def main() -> None:
         return vector
 
     def eigenvalue(parameters: Any) -> Any:
-        return ntk_top_eigenvalue(network.apply, parameters, inputs, NUM_LANCZOS_STEPS)
+        return ntk_top_eigenvalue(network.apply, parameters, inputs, NUM_LANCZOS_STEPS).value
 
     start = jax.random.normal(jax.random.key(1), (num_samples, NUM_OUTPUTS))
     compiled_eigenvalue, compiled_shared = jax.jit(eigenvalue), jax.jit(shared_products)

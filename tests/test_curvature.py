@@ -80,7 +80,9 @@ def dense_kernel(network, parameters, inputs):
 @functools.cache
 def compiled_measurement(network, num_lanczos_steps, tolerance):
     return jax.jit(
-        lambda p, x: ntk_top_eigenvalue(network.apply, p, x, num_lanczos_steps, tolerance=tolerance)
+        lambda p, x: (
+            ntk_top_eigenvalue(network.apply, p, x, num_lanczos_steps, tolerance=tolerance).value
+        )
     )
 
 
@@ -269,7 +271,7 @@ def test_runs_of_a_batch_have_their_own_scale():
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parameters), scales
 
     def measure(run):
-        return ntk_top_eigenvalue(network.apply, run[0], inputs, 15, run[1])
+        return ntk_top_eigenvalue(network.apply, run[0], inputs, 15, run[1]).value
 
     expected = [
         float(scale) * np.linalg.eigvalsh(15 * linear_kernel(run, inputs))[-1]
@@ -338,6 +340,22 @@ def test_number_of_products():
     assert 12 < len(calls) < 30
 
 
+@pytest.mark.parametrize("num_products", [2, 5, 12])
+def test_residual_bounds_the_error_of_too_few_products(num_products):
+    inputs = jnp.asarray(make_inputs(12))
+    network, parameters = make_network(inputs)
+    kernel = dense_kernel(network, parameters, inputs)
+    spectrum = np.linalg.eigvalsh(kernel)
+    found = jax.jit(lambda p: ntk_top_eigenvalue(network.apply, p, inputs, num_products))(
+        parameters
+    )
+    value, residual = float(found.value), float(found.residual)
+    assert np.min(np.abs(spectrum - value)) <= residual * value * (1 + 1e-9)
+    assert value <= spectrum[-1] * (1 + 1e-9)
+    if num_products == 2:
+        assert residual > 0.01
+
+
 def test_iteration_keeps_its_relative_accuracy_at_any_scale():
     """The squares of the extremes are not float32 numbers."""
     with jax.enable_x64(False):
@@ -388,6 +406,7 @@ def test_measure_networks():
     assert list(table["network_id"]) == ["n0"] * 2 + ["n5"] * 2 + ["n6"] * 2
     assert list(table["batch"]) == [0, 1] * 3
     assert table["ntk_top_eigenvalue"].dtype == np.float64
+    assert (table["ntk_residual"] <= TOLERANCE).all()
     np.testing.assert_allclose(table["critical_learning_rate"], 2 / table["ntk_top_eigenvalue"])
     indices = probe_indices(12, 8, 2, 0)
     for _, row in table.iterrows():

@@ -240,7 +240,7 @@ def test_sharpness_of_a_perfect_fit_is_the_top_kernel_eigenvalue():
             lambda q: function(network.apply(q, inputs) / 2.5, targets), p, 1, 60, 1e-10
         )
         scale = kernel_scale_of(hyperparameters, 3, 8)
-        return sharpness[0], ntk_top_eigenvalue(network.apply, p, inputs, 24, scale, 1e-10)
+        return sharpness[0], ntk_top_eigenvalue(network.apply, p, inputs, 24, scale, 1e-10).value
 
     sharpness, eigenvalue = measure(parameters)
     assert float(sharpness) == pytest.approx(float(eigenvalue), rel=1e-9)

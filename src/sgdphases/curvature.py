@@ -102,6 +102,20 @@ def ntk_product(
     return product
 
 
+class TopEigenvalue(NamedTuple):
+    """The largest eigenvalue of a matrix, as Lanczos found it.
+
+    Attributes:
+        value: The eigenvalue; NaN where a product was not finite.
+        residual: ‖A v − λ v‖/|λ| with its vector v: some eigenvalue lies within this relative
+            distance, and where the largest is apart from the others, the error is of the order of
+            its square.
+    """
+
+    value: jax.Array
+    residual: jax.Array
+
+
 def ntk_top_eigenvalue(
     apply: Apply,
     parameters: Parameters,
@@ -109,7 +123,7 @@ def ntk_top_eigenvalue(
     num_lanczos_steps: int,
     scale: jax.typing.ArrayLike | None = None,
     tolerance: float = TOLERANCE,
-) -> jax.Array:
+) -> TopEigenvalue:
     """The largest eigenvalue of the empirical NTK matrix, by Lanczos.
 
     With the scale of `kernel_scale_of`, 2/eigenvalue is the learning rate above which the
@@ -127,7 +141,8 @@ def ntk_top_eigenvalue(
             eigenvalues are closer together than that. Networks of ten outputs take about 20 steps.
 
     Returns:
-        The scalar eigenvalue, in inverse units of the learning rate; NaN for broken parameters.
+        The eigenvalue, in inverse units of the learning rate, and its residual; NaN for broken
+        parameters.
 
     Reference:
         Catapult paper, SM A.
@@ -140,10 +155,12 @@ def ntk_top_eigenvalue(
     def flat_product(vector: jax.Array) -> jax.Array:
         return product(vector.reshape(shape.shape)).reshape(-1)
 
-    eigenvalues = largest_eigenvalues(
+    end = _iterate(
         flat_product, math.prod(shape.shape), shape.dtype, 1, num_lanczos_steps, tolerance
     )
-    return eigenvalues[0] * jnp.asarray(factor, shape.dtype)
+    value = _eigenvalues(end, 1)[0]
+    residual = jnp.where(jnp.isnan(value), jnp.nan, _relative_residual(end))
+    return TopEigenvalue(value * jnp.asarray(factor, shape.dtype), residual)
 
 
 class _Krylov(NamedTuple):
@@ -206,6 +223,19 @@ def largest_eigenvalues(
         Golub & Van Loan, Matrix Computations, ch. 10; Daniel, Gragg, Kaufman & Stewart (1976) for
         when a vector counts as spent. `matfree` has the iteration with a fixed number of steps.
     """
+    end = _iterate(product, size, dtype, num_eigenvalues, num_products, tolerance)
+    return _eigenvalues(end, num_eigenvalues)
+
+
+def _iterate(
+    product: Callable[[jax.Array], jax.Array],
+    size: int,
+    dtype: Any,
+    num_eigenvalues: int,
+    num_products: int,
+    tolerance: float,
+) -> _Krylov:
+    """The iteration of `largest_eigenvalues`, at its end."""
     steps = min(num_products, size)
     start = _Krylov(
         num_products=jnp.zeros((), jnp.int32),
@@ -220,21 +250,37 @@ def largest_eigenvalues(
     def extend(state: _Krylov) -> _Krylov:
         extended = _extend(state, product)
         newest = state.num_products
-        coupling = extended.off_diagonal[newest]
-        is_done = ~jnp.isfinite(extended.diagonal[newest] + coupling)
+        is_done = ~jnp.isfinite(extended.diagonal[newest] + extended.off_diagonal[newest])
         if num_eigenvalues == 1:
-            values, vectors = jnp.linalg.eigh(_tridiagonal(extended))
-            residual = coupling * jnp.abs(vectors[newest, -1])
-            is_done |= residual <= tolerance * jnp.abs(values[-1])
+            is_done |= _relative_residual(extended) <= tolerance
         return extended._replace(is_done=is_done)
 
     with jax.default_matmul_precision("highest"):
+        end: _Krylov
         end = jax.lax.while_loop(lambda s: (s.num_products < steps) & ~s.is_done, extend, start)
+    return end
+
+
+def _eigenvalues(end: _Krylov, num_eigenvalues: int) -> jax.Array:
+    """What `largest_eigenvalues` returns of an iteration that has ended."""
+    with jax.default_matmul_precision("highest"):
         values = jnp.linalg.eigvalsh(_tridiagonal(end))[::-1][:num_eigenvalues]
     values = jnp.where(jnp.arange(len(values)) < end.num_products, values, jnp.nan)
     is_finite = jnp.all(jnp.isfinite(end.diagonal) & jnp.isfinite(end.off_diagonal))
     values = jnp.where(is_finite, values, jnp.nan)
     return jnp.pad(values, (0, num_eigenvalues - len(values)), constant_values=jnp.nan)
+
+
+def _relative_residual(state: _Krylov) -> jax.Array:
+    """‖A v − λ v‖/|λ| of the largest eigenvalue after some products."""
+    newest = state.num_products - 1
+    with jax.default_matmul_precision("highest"):
+        values, vectors = jnp.linalg.eigh(_tridiagonal(state))
+    residual = state.off_diagonal[newest] * jnp.abs(vectors[newest, -1])
+    # A matrix of zeros has been found exactly.
+    is_exact = residual == 0
+    relative: jax.Array = jnp.where(is_exact, 0.0, residual / jnp.abs(values[-1]))
+    return relative
 
 
 def _extend(state: _Krylov, product: Callable[[jax.Array], jax.Array]) -> _Krylov:
@@ -328,7 +374,7 @@ def measure_networks(
 
     Returns:
         One row per (network, batch): the network's hyperparameters, `batch`,
-        `ntk_top_eigenvalue`, `critical_learning_rate` = 2/eigenvalue.
+        `ntk_top_eigenvalue`, its `ntk_residual`, `critical_learning_rate` = 2/eigenvalue.
     """
     curvature = settings["curvature"]
     indices = probe_indices(
@@ -338,7 +384,7 @@ def measure_networks(
         settings["data_seed"],
     )
     rows = []
-    measurements: dict[tuple[Any, ...], Callable[[int, float], NDArray[np.float64]]] = {}
+    measurements: dict[tuple[Any, ...], _MeasureSeed] = {}
     for network in networks:
         shape = tuple((k, v) for k, v in network.items() if k not in _NOT_COMPILED)
         scale = kernel_scale_of(network, dataset.num_outputs, indices.shape[1])
@@ -347,16 +393,18 @@ def measure_networks(
                 measurements[shape] = _compile_measurement(
                     network, dataset, indices, curvature["num_lanczos_steps"]
                 )
-            eigenvalues = measurements[shape](network["seed"], scale)
+            eigenvalues, residuals = measurements[shape](network["seed"], scale)
         # A kernel of zeros has no finite critical rate.
         with np.errstate(divide="ignore"):
             critical, mean_critical = 2 / eigenvalues, 2 / np.mean(eigenvalues)
         logger.info(
-            "curvature %s: seed %s, mean critical learning rate %.4g over %d batches",
+            "curvature %s: seed %s, mean critical learning rate %.4g over %d batches, "
+            "relative residual up to %.2g",
             settings["experiment"],
             network["seed"],
             mean_critical,
             len(eigenvalues),
+            residuals.max(),
         )
         rows += [
             {
@@ -364,6 +412,7 @@ def measure_networks(
                 **network,
                 "batch": batch,
                 "ntk_top_eigenvalue": eigenvalues[batch],
+                "ntk_residual": residuals[batch],
                 "critical_learning_rate": critical[batch],
             }
             for batch in range(len(eigenvalues))
@@ -371,21 +420,25 @@ def measure_networks(
     return pd.DataFrame(rows)
 
 
+_MeasureSeed = Callable[[int, float], tuple[NDArray[np.float64], NDArray[np.float64]]]
+
+
 def _compile_measurement(
     network: Mapping[str, Any], dataset: Dataset, indices: NDArray[np.int64], num_lanczos_steps: int
-) -> Callable[[int, float], NDArray[np.float64]]:
-    """From a seed and the kernel's factor to the (batches,) eigenvalues."""
+) -> _MeasureSeed:
+    """From a seed and the kernel's factor to the (batches,) eigenvalues and their residuals."""
     function = build_network(
         network, dataset.input_shape, dataset.num_outputs, single_run_convolution()
     )
     measure = jax.jit(lambda p, x: ntk_top_eigenvalue(function.apply, p, x, num_lanczos_steps, 1.0))
     dtype = parameter_dtype(network["precision"])
 
-    def measure_seed(seed: int, scale: float) -> NDArray[np.float64]:
+    def measure_seed(seed: int, scale: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         parameters = function.init(jax.random.key(seed))
-        values = [measure(parameters, dataset.inputs_at(batch, dtype)) for batch in indices]
+        found = [measure(parameters, dataset.inputs_at(batch, dtype)) for batch in indices]
+        values, residuals = np.asarray(found, dtype=np.float64).T
         # Scaled in double precision: 1/richness² may leave float32.
-        return scale * np.asarray(values, dtype=np.float64)
+        return scale * values, residuals
 
     return measure_seed
 

@@ -226,14 +226,14 @@ def top_kernel_eigenvalue(
     def measure(member: Member, samples: dict[str, Samples]) -> Values:
         inputs, targets = samples["batch"].inputs, samples["batch"].targets
         scale = kernel_scale_of(hyperparameters, targets.shape[1], len(inputs))
-        value = ntk_top_eigenvalue(
+        found = ntk_top_eigenvalue(
             _raw_apply(network, member),
             member.state.parameters,
             inputs,
             num_lanczos_steps,
             scale * jnp.square(member.hyper.inverse_temperature / member.hyper.richness),
         )
-        return {"ntk_top_eigenvalue": value}
+        return {"ntk_top_eigenvalue": found.value}
 
     return measure
 
