@@ -9,6 +9,7 @@ import pandas as pd
 
 from sgdphases.claims import (
     catapult,
+    catapult_performance,
     catapult_theory,
     l2,
     l2_theory,
@@ -26,6 +27,7 @@ REPRODUCED, NOT_REPRODUCED, NOT_RUN = "reproduced", "not reproduced", "not run"
 MEASURES: dict[str, ClaimMeasure] = {
     **catapult_theory.MEASURES,
     **catapult.MEASURES,
+    **catapult_performance.MEASURES,
     **richness_theory.MEASURES,
     **richness.MEASURES,
     **l2_theory.MEASURES,

@@ -214,8 +214,15 @@ def plot_momentum_curvature(tables: ExperimentTables) -> tuple[Figure, pd.DataFr
     return figure, plotted
 
 
-def plot_tanh(tables: ExperimentTables) -> tuple[Figure, pd.DataFrame]:
-    """Figure S10: curvature over time and at the end of training of a tanh network."""
+def plot_curvature_panels(
+    tables: ExperimentTables, constants: Sequence[float]
+) -> tuple[Figure, pd.DataFrame]:
+    """Curvature over time, and at the end of training against the learning rate.
+
+    Args:
+        tables: Tables of the runs.
+        constants: Where lines c/λ₀ are drawn.
+    """
     figure, axes = panels(2, height=3.0)
     curvature = _curves(tables, "ntk_top_eigenvalue", count=6)
     _draw_curves(axes[0], curvature, "physical_time", "ntk_top_eigenvalue")
@@ -223,7 +230,7 @@ def plot_tanh(tables: ExperimentTables) -> tuple[Figure, pd.DataFrame]:
     axes[0].set_xlim(left=0)
     axes[0].legend(title="η·λ₀/2", loc="best", ncols=2)
     name_panel(axes[0], "a")
-    final = _by_rate(axes[1], tables, "final_ntk_top_eigenvalue", (2.0, 4.0))
+    final = _by_rate(axes[1], tables, "final_ntk_top_eigenvalue", constants)
     axes[1].set(ylabel="λ at the end")
     _name_beside(axes[1], "b")
     tidy = [
@@ -231,6 +238,11 @@ def plot_tanh(tables: ExperimentTables) -> tuple[Figure, pd.DataFrame]:
         final.assign(panel="b").rename(columns={"final_ntk_top_eigenvalue": "value"}),
     ]
     return figure, pd.concat(tidy, ignore_index=True)
+
+
+def plot_tanh(tables: ExperimentTables) -> tuple[Figure, pd.DataFrame]:
+    """Figure S10: curvature over time and at the end of training of a tanh network."""
+    return plot_curvature_panels(tables, (2.0, 4.0))
 
 
 PLOTS: dict[str, Callable[[ExperimentTables], tuple[Figure, pd.DataFrame]]] = {
