@@ -1,6 +1,7 @@
 """Edges of trained networks: against a linear model's spectrum, and their laws in the richness."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from sgdphases import edge_search
@@ -14,6 +15,7 @@ from sgdphases.edge_search import (
 from sgdphases.errors import InputError
 from sgdphases.exponents import fit_power_law
 from sgdphases.hyperparameters import complete_run
+from sgdphases.training import train_shard
 
 SETTINGS = {
     "experiment": "richness/test",
@@ -93,7 +95,7 @@ def test_cases_of_several_shapes_keep_their_order_and_do_not_depend_on_each_othe
     search = EdgeSearch(("divergence",), decades=9, rates_per_decade=1)
     together = search_edges(SETTINGS, cases, dataset, search)
     assert together["case_id"].tolist() == [case["case_id"] for case in cases]
-    assert together["learning_rate"].nunique() > 1
+    assert len(set(together["learning_rate"])) > 1
     alone = search_edges(SETTINGS, cases[2:], dataset, search)
     assert alone["learning_rate"][0] == pytest.approx(together["learning_rate"][2])
 
@@ -110,6 +112,39 @@ def test_an_edge_beyond_the_range_is_reported_and_not_used(dataset, caplog):
     )
     with pytest.raises(InputError, match=r"no divergence edge was found for 1 of 1 .*first_rate"):
         edge_learning_rates(table, "divergence", "richness/test")
+
+
+def test_runs_of_a_case_without_an_edge_are_unreachable_beside_those_of_one_that_has_it(
+    dataset, caplog
+):
+    table = pd.DataFrame(
+        {
+            "case_id": ["a", "b"],
+            "richness": [1.0, 10.0],
+            "seed": 0,
+            "edge": "convergence",
+            "learning_rate": [0.1, 7.0],
+            "rate_beyond": [0.2, np.nan],
+        }
+    )
+    rates = edge_learning_rates(table, "convergence", "richness/test")
+    assert rates["a"] == 0.1
+    assert np.isnan(rates["b"])
+    assert "no convergence edge was found for 1 of 2 cases, first for richness 10" in caplog.text
+    shared = {"richness": 1.0, "learning_rate": 0.5, "learning_rate_relative_to": "edge"}
+    runs = [
+        {**{k: v for k, v in case.items() if k != "case_id"}, **shared, "run_id": case["case_id"]}
+        for case in make_cases({}, {}, depth=2, **RICH)
+    ]
+    by_run = dict(zip(["case 0", "case 1"], rates.values(), strict=True))
+    settings = {**SETTINGS, "stopping": {"physical_time": 1.0}}
+    trained = train_shard(settings, runs, [""] * 2, dataset, {}, edges=by_run)
+    found = trained.runs.set_index("run_id")
+    assert found["status"].tolist() == ["finished", "unreachable"]
+    assert found["steps"].tolist() == [20, 0]
+    assert found["learning_rate"].tolist()[0] == 0.05
+    assert found.loc["case 1", ["learning_rate", "edge_learning_rate"]].isna().all()
+    assert (trained.history["run_id"] == "case 1").sum() == 1
 
 
 def test_several_edges_share_the_runs_of_the_first_round(dataset, monkeypatch):
@@ -157,6 +192,14 @@ def test_where_a_search_may_begin(richness, depth, optimizer, expected):
 def test_what_cannot_be_searched_is_refused(changes, message):
     with pytest.raises(InputError, match=message):
         EdgeSearch(**changes)
+
+
+def test_a_network_without_a_depth_is_searched_from_the_law_of_the_shallowest():
+    section = {"first_rate": 0.1, "first_rate_relative_to": "richness_law"}
+    case = {"richness": 100.0, "optimizer": "sgd"}
+    assert first_learning_rate(section, case) == pytest.approx(10.0)
+    convolutional = {**case, "num_convolutions": 2, "num_dense": 2}
+    assert first_learning_rate(section, convolutional) == pytest.approx(1.0)
 
 
 def test_cases_are_needed(dataset):

@@ -10,7 +10,7 @@ import pytest
 
 from sgdphases.claims import richness
 from sgdphases.claims.evaluate import evaluate_claims
-from sgdphases.claims.richness import MEASURES, edge_law, found_edges
+from sgdphases.claims.richness import MEASURES, edge_law, found_edges, mlp_portraits
 from sgdphases.claims.richness_theory import CROSS_ENTROPY, MSE
 from sgdphases.config import expand_runs, load_experiment
 from sgdphases.figures.richness import PLOTS
@@ -59,6 +59,7 @@ def tables():
         peak_train_loss=np.where(peaked, 3.0, 1.0),
         final_train_loss=0.1,
         final_train_accuracy=0.9,
+        final_test_accuracy=0.8,
     )
     return ExperimentTables(spec, runs, pd.DataFrame(), None, edges=edges)
 
@@ -112,17 +113,32 @@ def test_an_edge_that_was_not_found_is_left_out_of_the_fit(tables):
     edges.loc[lost, "rate_beyond"] = np.nan
     edges.loc[lost, "learning_rate"] = 1e30
     fewer = dataclasses.replace(tables, edges=edges)
-    found = found_edges(fewer, "convergence", MSE, 2)
+    portrait = mlp_portraits(fewer, MSE)[0]
+    found = found_edges(fewer, "convergence", portrait)
     assert found["richness"].max() == 1e3
-    assert edge_law(fewer, "convergence", MSE, 2, richness.RICH).exponent == pytest.approx(1.0)
+    assert edge_law(fewer, "convergence", portrait, richness.RICH).exponent == pytest.approx(1.0)
     assert "does not train" in MEASURES["RICH-29"].measure(fewer).unmet
     with pytest.raises(ValueError, match="fewer than two"):
-        edge_law(fewer, "convergence", MSE, 2, (2.0, 5.0))
+        edge_law(fewer, "convergence", portrait, (2.0, 5.0))
 
 
 def test_without_edges_no_claim_is_scored(tables):
     without = dataclasses.replace(tables, edges=None)
     assert {verdict(without, claim) for claim in MEASURES} == {"not run"}
+
+
+def test_a_richness_without_an_edge_is_shown_as_such(tables, tmp_path):
+    runs = tables.runs.copy()
+    lost = (runs["richness"] == 1e4) & (runs["depth"] == 3)
+    runs.loc[lost, ["learning_rate", "edge_learning_rate"]] = np.nan
+    runs.loc[lost, "status"] = "unreachable"
+    figure, plotted = PLOTS["richness/fig1c"](dataclasses.replace(tables, runs=runs))
+    figure.savefig(tmp_path / "figure.png")
+    assert "no rate found" in [text.get_text() for text in figure.legends[0].get_texts()]
+    plt.close(figure)
+    shown = plotted[plotted["edge"].isna()]
+    assert shown.loc[shown["learning_rate"].isna(), "richness"].tolist() == [1e4]
+    assert shown.loc[shown["richness"] == 1e4, "region"].isna().all()
 
 
 @pytest.mark.filterwarnings("error")
@@ -138,5 +154,8 @@ def test_figures_show_every_case(tables, name, tmp_path):
         assert (plotted["low"] <= plotted["high"]).all()
     else:
         shown = plotted.dropna(subset=["region"])
-        assert len(shown) == len(tables.runs) / 2
+        of_figure = tables.runs["loss"] == MSE
+        if name == "richness/fig1c":
+            of_figure &= tables.runs["depth"] == 3
+        assert len(shown) == of_figure.sum()
         assert set(shown["region"]) <= {"convergent", "catapult"}

@@ -509,7 +509,7 @@ def case_ids(spec: Mapping[str, Any], runs: Iterable[Mapping[str, Any]]) -> list
 def cases_of(
     spec: Mapping[str, Any], runs: Iterable[Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """The distinct cases of some runs.
+    """The distinct cases of those runs that are relative to an edge; of all where none is.
 
     Args:
         spec: The resolved experiment.
@@ -518,7 +518,8 @@ def cases_of(
     Returns:
         By case_id, in the order of the runs: `case_id` and the case's hyperparameters.
     """
-    runs = list(runs)
+    every = list(runs)
+    runs = [run for run in every if run[LEARNING_RATE_UNIT] == "edge"] or every
     names = case_ids(spec, runs)
     return {
         name: {"case_id": name, **edge_case(run)} for name, run in zip(names, runs, strict=True)

@@ -21,10 +21,18 @@ from sgdphases.datasets.loading import Dataset
 from sgdphases.edges import Edges, Rates, find_edges
 from sgdphases.errors import InputError
 from sgdphases.grid import LEARNING_RATE_UNIT
-from sgdphases.portraits import EDGES, PortraitRules, is_below_edge, richness_law
+from sgdphases.portraits import (
+    EDGES,
+    PortraitRules,
+    is_below_edge,
+    richness_law,
+    weight_matrices,
+)
 from sgdphases.training import Execution, train_shard
 
 logger = logging.getLogger(__name__)
+# Where a search begins for networks without a depth: the smallest rate that trains rises so.
+_SHALLOWEST = 2
 
 
 @dataclass(frozen=True)
@@ -203,7 +211,8 @@ def first_learning_rate(section: Mapping[str, Any], case: Mapping[str, Any]) -> 
     first: float = section["first_rate"]
     if section["first_rate_relative_to"] == "absolute":
         return first
-    return first * richness_law(case["richness"], case["depth"], case["optimizer"])
+    depth = weight_matrices(case) or _SHALLOWEST
+    return first * richness_law(case["richness"], depth, case["optimizer"])
 
 
 def edge_learning_rates(table: pd.DataFrame, edge: str, source: str) -> dict[str, float]:
@@ -215,19 +224,25 @@ def edge_learning_rates(table: pd.DataFrame, edge: str, source: str) -> dict[str
         source: The experiment, for messages.
 
     Returns:
-        By case_id.
+        By case_id; NaN where a case has no edge within the searched range, which is logged.
 
     Raises:
-        InputError: A case has no edge within the searched range.
+        InputError: No case has one.
     """
     rows = table[table["edge"] == edge]
     missing = rows[rows["rate_beyond"].isna()]
     if len(missing):
         first = missing.iloc[0]
-        raise InputError(
+        fault = (
             f"{source}: edge_search: no {edge} edge was found for {len(missing)} of {len(rows)} "
             f"cases, first for richness {first['richness']:g} and seed {first['seed']} (searched "
-            f"up to the learning rate {first['learning_rate']:.3g}); allowed: a range that "
-            "contains it (first_rate, decades), or absolute learning rates"
+            f"up to the learning rate {first['learning_rate']:.3g})"
         )
-    return dict(zip(rows["case_id"], rows["learning_rate"].astype(float), strict=True))
+        if len(missing) == len(rows):
+            raise InputError(
+                f"{fault}; allowed: a range that contains it (first_rate, decades), or absolute "
+                "learning rates"
+            )
+        logger.warning("%s: their runs are unreachable", fault)
+    found = rows["learning_rate"].astype(float).where(rows["rate_beyond"].notna())
+    return dict(zip(rows["case_id"], found, strict=True))

@@ -48,6 +48,20 @@ class PortraitRules:
         return np.asarray(np.asarray(final) < self.converged_loss * np.asarray(initial))
 
 
+def weight_matrices(run: Mapping[Any, Any]) -> int | None:
+    """L of a network: its depth, or its convolutions and dense layers.
+
+    Args:
+        run: Hyperparameters of a run.
+
+    Returns:
+        The number, or None where the model has no such hyperparameters.
+    """
+    if "num_convolutions" in run:
+        return int(run["num_convolutions"] + run["num_dense"])
+    return int(run["depth"]) if "depth" in run else None
+
+
 def richness_law(richness: float, depth: int, optimizer: str = "sgd") -> float:
     r"""How the largest stable learning rate scales with the richness.
 
@@ -82,24 +96,25 @@ def classify_cells(
 
     Divergent: the loss left the finite range. Catapult: the run has trained after its loss peaked.
     Convergent: any other run that has trained. Unsettled: it stayed finite and has not trained, but
-    its loss peaked. Untrained: the rest.
+    its loss peaked. Untrained: the rest of those that took a step.
 
     Args:
         rules: The thresholds.
-        status: (runs,) strings: finished, stopped or diverged.
+        status: (runs,) strings: finished, stopped, diverged or unreachable.
         initial_loss: (runs,) loss at step 0.
         peak_loss: (runs,) largest loss seen.
         final_loss: (runs,) loss at the last step.
         smallest_loss: The smallest loss that there is, for all runs or for each.
 
     Returns:
-        (runs,) array of the names in `REGIONS`.
+        (runs,) array of the names in `REGIONS`; None where unreachable.
     """
     initial, peak, final, smallest = (
         np.asarray(values, dtype=float)
         for values in (initial_loss, peak_loss, final_loss, smallest_loss)
     )
-    diverged = np.asarray(status, dtype=object) == "diverged"
+    ends = np.asarray(status, dtype=object)
+    diverged = ends == "diverged"
     trained = rules.has_trained(initial - smallest, final - smallest)
     peaked = peak > rules.peak_factor * initial
     regions = np.select(
@@ -107,7 +122,9 @@ def classify_cells(
         ["divergent", "catapult", "convergent", "unsettled"],
         "untrained",
     )
-    return regions.astype(object)
+    named = regions.astype(object)
+    named[ends == "unreachable"] = None
+    return named
 
 
 def is_below_edge(

@@ -288,15 +288,9 @@ def check_edge_search(
     Raises:
         InputError: They cannot.
     """
-    section = document.get("edge_search")
-    if section is None:
+    if document.get("edge_search") is None:
         return
     for run in runs:
-        if section["first_rate_relative_to"] == "richness_law" and run.get("depth") is None:
-            raise InputError(
-                f"{source}: edge_search.first_rate_relative_to: 'richness_law' needs the depth, "
-                f"which the model {run['model']!r} does not have; allowed: absolute"
-            )
         if run["weight_decay_from"] is not None:
             raise InputError(
                 f"{source}: edge_search: weight_decay from {run['weight_decay_from']!r}: edges are "

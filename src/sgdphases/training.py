@@ -150,7 +150,7 @@ def train_shard(
         time_constants: Time to peak times weight decay, in epochs, of each experiment that weight
             decays are relative to.
         edges: By run_id, the learning rate that each run's is relative to, of those whose unit is
-            an edge.
+            an edge; NaN where there is no such edge: the run is then unreachable.
 
     Returns:
         The shard's tables.
@@ -367,8 +367,10 @@ class _Trainer:
         # Whole numbers that some runs have, one type in all tables.
         counts = ["budget_steps", "final_steps", "linearize_at"]
         self.table[counts] = self.table[counts].astype(np.float64)
-        self.rates = resolve_learning_rates(runs, critical, network_ids, edges)
-        self.table["learning_rate"] = self.rates
+        rates = resolve_learning_rates(runs, critical, network_ids, edges)
+        self.table["learning_rate"] = rates
+        # A run relative to an edge that its case does not have takes no step.
+        self.rates = np.nan_to_num(rates)
         self.table["critical_learning_rate"] = [critical.get(n, np.nan) for n in network_ids]
         if edges:
             self.table["edge_learning_rate"] = [edges.get(run["run_id"], np.nan) for run in runs]
@@ -400,6 +402,8 @@ class _Trainer:
                     self.steps_per_epoch,
                     schedule,
                 )
+                if rate > 0
+                else 1 + schedule.extra_steps
                 for run, rate, decay, schedule in zip(
                     runs, self.rates, decays, self.schedules, strict=True
                 )
@@ -420,7 +424,7 @@ class _Trainer:
         self.network = self.networks(single_run_convolution())
         shapes = jax.eval_shape(self.network.init, jax.random.key(0))
         self.has_convolutions = any(leaf.ndim == 4 for leaf in jax.tree.leaves(shapes))
-        self.is_reachable = self._correlate_heads()
+        self.is_reachable = self._correlate_heads() & (self.rates > 0)
         self.rules = self._rules()
         self.hyper, self.seeds = self._hyperparameters()
 

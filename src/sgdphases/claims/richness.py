@@ -1,6 +1,7 @@
 """Claims of the richness paper about trained networks: edges of their portraits."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from sgdphases.claims.richness_theory import (
 )
 from sgdphases.claims.types import ClaimMeasure, Measurement
 from sgdphases.exponents import PowerLaw, fit_power_law
-from sgdphases.portraits import PortraitRules, classify_cells
+from sgdphases.portraits import PortraitRules, classify_cells, weight_matrices
 from sgdphases.tables import ExperimentTables
 
 LAZY: Window = (0.0, 3.2e-3)
@@ -29,14 +30,72 @@ _TOLERANCE = 0.2
 _LEAST_DEPTH_OF_SMALLEST_RATE = 3
 
 
-def found_edges(tables: ExperimentTables, edge: str, loss: str, depth: int) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Portrait:
+    """One portrait of an experiment: runs that differ in richness, rate and seed alone.
+
+    Attributes:
+        name: What tells it from the experiment's others.
+        values: What its runs have in common, by column.
+        loss: Name of the loss.
+        optimizer: Name of the optimiser.
+        depth: L of the theory's exponents, or None where the network has no such number.
+    """
+
+    name: str
+    values: Mapping[str, object]
+    loss: str
+    optimizer: str
+    depth: int | None
+
+    def choose(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The rows of a table of runs or edges that belong to it."""
+        return table[having(table, **self.values)]
+
+
+def portraits_of(
+    tables: ExperimentTables, names: Mapping[str, str], **values: object
+) -> list[Portrait]:
+    """The portraits of an experiment.
+
+    Args:
+        tables: The experiment.
+        names: The columns that tell its portraits apart, and how each is named, with `{}` for the
+            value.
+        values: Columns, and the value that all portraits asked for have.
+
+    Returns:
+        The portraits, sorted by the columns.
+    """
+    runs = tables.runs[having(tables.runs, **values)] if values else tables.runs
+    found = []
+    for _, rows in runs.sort_values(list(names)).groupby(list(names), sort=False):
+        first = rows.iloc[0]
+        shared = {**values, **{name: first[name] for name in names}}
+        found.append(
+            Portrait(
+                name=", ".join(text.format(first[name]) for name, text in names.items()),
+                values=shared,
+                loss=str(first["loss"]),
+                optimizer=str(first["optimizer"]),
+                depth=weight_matrices(first.dropna().to_dict()),
+            )
+        )
+    return found
+
+
+def mlp_portraits(tables: ExperimentTables, loss: str) -> list[Portrait]:
+    """The portraits of fully connected networks of several depths with one loss."""
+    return portraits_of(tables, {"depth": "L={:.0f}"}, loss=loss)
+
+
+def found_edges(tables: ExperimentTables, edge: str, portrait: Portrait) -> pd.DataFrame:
     """The edges of one kind that lie within the searched range.
 
     Args:
         tables: An experiment with edges.
         edge: Name of the edge.
-        loss: Name of the loss.
-        depth: Number of weight matrices.
+        portrait: Of which portrait.
 
     Returns:
         One row per case, by increasing richness: the columns of `edges.parquet`, `rate`, the middle
@@ -47,23 +106,20 @@ def found_edges(tables: ExperimentTables, edge: str, loss: str, depth: int) -> p
     """
     if tables.edges is None:
         raise ValueError("no edges were searched")
-    edges = tables.edges
-    chosen = edges[having(edges, edge=edge, loss=loss, depth=depth)].dropna(subset=["rate_beyond"])
+    edges = portrait.choose(tables.edges)
+    chosen = edges[having(edges, edge=edge)].dropna(subset=["rate_beyond"])
     before, beyond = numbers(chosen, "learning_rate"), numbers(chosen, "rate_beyond")
     chosen = chosen.assign(rate=np.sqrt(before * beyond), decades=np.log10(beyond / before))
     return chosen.sort_values(["richness", "seed"])
 
 
-def edge_law(
-    tables: ExperimentTables, edge: str, loss: str, depth: int, window: Window
-) -> PowerLaw:
+def edge_law(tables: ExperimentTables, edge: str, portrait: Portrait, window: Window) -> PowerLaw:
     """The power law of an edge in the richness; seeds and the spacing of rates give its interval.
 
     Args:
         tables: An experiment with edges.
         edge: Name of the edge.
-        loss: Name of the loss.
-        depth: Number of weight matrices.
+        portrait: Of which portrait.
         window: Richness, ends included.
 
     Returns:
@@ -72,19 +128,14 @@ def edge_law(
     Raises:
         ValueError: Fewer than two values of the richness have the edge.
     """
-    found = found_edges(tables, edge, loss, depth)
+    found = found_edges(tables, edge, portrait)
     found = found[within(numbers(found, "richness"), window)]
     if found["richness"].nunique() < 2:
         raise ValueError(
-            f"fewer than two {edge} edges at depth {depth} with {loss} and richness from "
+            f"fewer than two {edge} edges of {portrait.name}, {portrait.loss}, at richness from "
             f"{window[0]:g} to {window[1]:g}"
         )
     return fit_power_law(found["richness"], found["rate"], found["decades"])
-
-
-def depths_of(tables: ExperimentTables) -> list[int]:
-    """The depths of an experiment's networks."""
-    return sorted({int(depth) for depth in tables.runs["depth"].unique()})
 
 
 @dataclass(frozen=True)
@@ -92,60 +143,99 @@ class EdgeExponent(Exponent):
     """The exponent of one edge in one regime.
 
     Attributes:
-        depth: Number of weight matrices.
+        portrait: Of which portrait.
         edge: Name of the edge.
         window: The richness that it is fitted over, ends included.
     """
 
-    depth: int
+    portrait: Portrait
     edge: str
     window: Window
 
 
-def portrait_exponents(tables: ExperimentTables, loss: str) -> list[EdgeExponent]:
-    """The exponents of the edges of trained networks, beside those of the theory.
+def portrait_exponents(tables: ExperimentTables, portrait: Portrait) -> list[EdgeExponent]:
+    """The exponents of a portrait's edges, beside those of the theory.
 
     Args:
         tables: An experiment with edges.
-        loss: Name of the loss.
+        portrait: The portrait.
 
     Returns:
-        For each depth the lazy exponents of the smallest, the critical and the largest rate, and
-        the rich ones of the smallest and the largest; of those that have two edges at least.
+        The lazy exponents of the smallest, the critical and the largest rate, and the rich ones of
+        the smallest and the largest; of those that have two edges at least, and that the theory
+        knows.
 
     Reference:
-        Richness paper, table 1; catalogue item 1.10.
+        Richness paper, table 1, figures 11 and 12; catalogue item 1.10.
     """
-    lazy_largest = 2.0 if loss == MSE else 1.0
-    found = []
-    for depth in depths_of(tables):
+    cases: list[tuple[str, str, Window, float]]
+    if portrait.optimizer == "sgd":
         cases = [
             ("lazy smallest", "training", LAZY, 2.0),
             ("lazy critical", "catapult", LAZY, 2.0),
-            ("lazy largest", "convergence", LAZY, lazy_largest),
+            ("lazy largest", "convergence", LAZY, 2.0 if portrait.loss == MSE else 1.0),
             ("rich smallest", "training", RICH, 1.0),
-            ("rich largest", "convergence", RICH, 2.0 / depth),
         ]
-        for name, edge, window, expected in cases:
-            try:
-                law = edge_law(tables, edge, loss, depth, window)
-            except ValueError:
-                continue
-            found.append(EdgeExponent(f"L={depth} {name}", law, expected, depth, edge, window))
+        if portrait.depth is not None:
+            cases.append(("rich largest", "convergence", RICH, 2.0 / portrait.depth))
+    else:
+        cases = [
+            (f"lazy {name}", edge, LAZY, 1.0)
+            for name, edge in (("smallest", "training"), ("largest", "convergence"))
+        ]
+        if portrait.depth is not None:
+            cases += [
+                (f"rich {name}", edge, RICH, 1.0 / portrait.depth)
+                for name, edge in (("smallest", "training"), ("largest", "convergence"))
+            ]
+    found = []
+    for name, edge, window, expected in cases:
+        try:
+            law = edge_law(tables, edge, portrait, window)
+        except ValueError:
+            continue
+        found.append(EdgeExponent(f"{portrait.name} {name}", law, expected, portrait, edge, window))
     return found
+
+
+def clear_exponents(tables: ExperimentTables, portraits: Iterable[Portrait]) -> list[EdgeExponent]:
+    """Those of the exponents of some portraits that have no logarithm of the richness besides."""
+    return [
+        found
+        for portrait in portraits
+        for found in portrait_exponents(tables, portrait)
+        if not (
+            found.edge == "training"
+            and found.window == RICH
+            and portrait.depth is not None
+            and portrait.depth < _LEAST_DEPTH_OF_SMALLEST_RATE
+        )
+    ]
+
+
+def within_tolerance(exponents: list[EdgeExponent], regimes: Iterable[str]) -> Measurement:
+    """The exponent that is farthest from the theory; both regimes must have been fitted.
+
+    Args:
+        exponents: Of one or more portraits.
+        regimes: Names such as `rich largest` that every portrait must have.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if not exponents:
+        raise ValueError("no exponent could be fitted")
+    fitted = {found.name for found in exponents}
+    portraits = dict.fromkeys(found.portrait.name for found in exponents)
+    names = [f"{portrait} {regime}" for portrait in portraits for regime in regimes]
+    missing = [name for name in names if name not in fitted]
+    measured = farthest(exponents)
+    return replace(measured, unmet=f"not fitted: {', '.join(missing)}" if missing else "")
 
 
 def _slopes(tables: ExperimentTables) -> Measurement:
     """RICH-28: every exponent with squared errors, those with a logarithm of gamma left out."""
-    exponents = [
-        found
-        for found in portrait_exponents(tables, MSE)
-        if not (
-            found.edge == "training"
-            and found.window == RICH
-            and found.depth < _LEAST_DEPTH_OF_SMALLEST_RATE
-        )
-    ]
+    exponents = clear_exponents(tables, mlp_portraits(tables, MSE))
     if not exponents:
         raise ValueError("no exponent could be fitted")
     return farthest(exponents)
@@ -154,58 +244,69 @@ def _slopes(tables: ExperimentTables) -> Measurement:
 def _spans(tables: ExperimentTables) -> Measurement:
     """RICH-29: how many decades of rates train at the largest richness that all depths share."""
     spans = {}
-    depths = depths_of(tables)
+    portraits = mlp_portraits(tables, MSE)
     top = tables.runs["richness"].max()
-    for depth in depths:
-        smallest = found_edges(tables, "training", MSE, depth).set_index("richness")["rate"]
-        largest = found_edges(tables, "convergence", MSE, depth).set_index("richness")["rate"]
+    for portrait in portraits:
+        smallest = found_edges(tables, "training", portrait).set_index("richness")["rate"]
+        largest = found_edges(tables, "convergence", portrait).set_index("richness")["rate"]
         shared = sorted(set(smallest.index) & set(largest.index))
-        spans[depth] = {
+        spans[portrait.name] = {
             value: float(np.log10(largest.loc[[value]].mean() / smallest.loc[[value]].mean()))
             for value in shared
         }
     common = set.intersection(*(set(span) for span in spans.values()))
-    if len(depths) < 2 or not common:
+    if len(portraits) < 2 or not common:
         raise ValueError("no richness at which networks of two depths train")
     richness = max(common)
-    decades = [spans[depth][richness] for depth in depths]
-    listed = ", ".join(f"L={depth} {span:.2f}" for depth, span in zip(depths, decades, strict=True))
+    shallowest = portraits[0].name
+    decades = [span[richness] for span in spans.values()]
+    listed = ", ".join(f"{name} {span[richness]:.2f}" for name, span in spans.items())
     return Measurement(
         float(np.min(-np.diff(decades))),
         detail=f"decades of rates that train at richness {richness:g}: {listed}",
-        unmet="" if top in spans[depths[0]] else f"L={depths[0]} does not train at {top:g}",
+        unmet="" if top in spans[shallowest] else f"{shallowest} does not train at {top:g}",
     )
 
 
 def _triangle(tables: ExperimentTables) -> Measurement:
     """RICH-30: with cross-entropy, lazy rates converge up to gamma and peak above gamma^2."""
-    depths = depths_of(tables)
-    largest = [
-        Exponent(
-            f"L={depth} largest", edge_law(tables, "convergence", CROSS_ENTROPY, depth, LAZY), 1.0
-        )
-        for depth in depths
-    ]
-    critical = [
-        Exponent(
-            f"L={depth} critical", edge_law(tables, "catapult", CROSS_ENTROPY, depth, LAZY), 2.0
-        )
-        for depth in depths
-    ]
-    runs = tables.runs[
-        having(tables.runs, loss=CROSS_ENTROPY) & within(numbers(tables.runs, "richness"), LAZY)
-    ]
+    return catapult_triangle(tables, mlp_portraits(tables, CROSS_ENTROPY))
+
+
+def catapult_triangle(tables: ExperimentTables, portraits: Iterable[Portrait]) -> Measurement:
+    """With cross-entropy, whether lazy rates converge up to gamma and peak above gamma^2.
+
+    Args:
+        tables: An experiment with edges.
+        portraits: Of which portraits, with cross-entropy.
+
+    Returns:
+        The exponent of the largest rate, the farthest from 1.
+
+    Raises:
+        ValueError: Too few edges.
+    """
+    portraits = list(portraits)
+    laws = {
+        name: [
+            Exponent(f"{portrait.name} {name}", edge_law(tables, edge, portrait, LAZY), expected)
+            for portrait in portraits
+        ]
+        for name, edge, expected in (("largest", "convergence", 1.0), ("critical", "catapult", 2.0))
+    }
+    runs = pd.concat([portrait.choose(tables.runs) for portrait in portraits])
+    runs = runs[within(numbers(runs, "richness"), LAZY)]
     catapults = int((cells(tables, runs) == "catapult").sum())
     unmet = [] if catapults else ["no lazy run is a catapult"]
-    if abs(farthest(critical).value) > _TOLERANCE:
+    if abs(farthest(laws["critical"]).value) > _TOLERANCE:
         unmet.append("the critical rate does not follow gamma^2")
-    measured = farthest(largest, relative_to=1.0)
+    measured = farthest(laws["largest"], relative_to=1.0)
     return Measurement(
         measured.value,
         measured.ci_low,
         measured.ci_high,
-        f"{measured.detail}; {farthest(critical).detail}; {catapults} of {len(runs)} lazy runs are "
-        "catapults",
+        f"{measured.detail}; {farthest(laws['critical']).detail}; {catapults} of {len(runs)} lazy "
+        "runs are catapults",
         unmet="; ".join(unmet),
     )
 
@@ -218,7 +319,7 @@ def cells(tables: ExperimentTables, runs: pd.DataFrame) -> NDArray[np.object_]:
         runs: (runs,) rows of its table of runs.
 
     Returns:
-        (runs,) names of regions.
+        (runs,) names of regions; None of an unreachable run.
     """
     return classify_cells(
         PortraitRules.of(tables.spec),

@@ -1,6 +1,7 @@
 """Draw a phase portrait: a colour for each cell of a plane of richness and learning rate."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,12 @@ DIVERGENT_COLOR = "#b8b8b8"
 CATAPULT_COLOR = "#d1662b"
 _HATCH_COLOR = "#5a5a5a"
 _MARKED_COLUMNS = 33
+_NO_RATE_STYLE: dict[str, Any] = {
+    "facecolor": "none",
+    "edgecolor": "#c4c4c4",
+    "hatch": "....",
+    "linewidth": 0,
+}
 _HALO = [patheffects.withStroke(linewidth=2.2, foreground="white")]
 
 Array = NDArray[np.float64]
@@ -117,7 +124,8 @@ def draw_columns(axis: Axes, cells: pd.DataFrame, column: str, norm: Normalize) 
 
     Args:
         axis: Where; both axes become logarithmic.
-        cells: `richness`, `learning_rate`, `region` and what is shown, one row per cell.
+        cells: `richness`, `learning_rate`, `region` and what is shown, one row per cell; a richness
+            whose learning rate is null has no run, and is hatched.
         column: What is shown.
         norm: From values to colours.
 
@@ -132,6 +140,9 @@ def draw_columns(axis: Axes, cells: pd.DataFrame, column: str, norm: Normalize) 
     mesh = None
     for left, right, value in zip(sides[:-1], sides[1:], richness, strict=True):
         column_cells = cells[cells["richness"] == value].sort_values("learning_rate")
+        if column_cells["learning_rate"].isna().any():
+            axis.axvspan(left, right, **_NO_RATE_STYLE)
+            continue
         rates = column_cells["learning_rate"].to_numpy(dtype=float)
         divergent = (column_cells["region"] == "divergent").to_numpy()
         ends = np.array([left, right]), cell_edges(rates)
@@ -213,6 +224,11 @@ def label_slope(axis: Axes, x: float, y: float, text: str, where: str = "above")
         path_effects=_HALO,
         annotation_clip=True,
     )
+
+
+def no_rate_key() -> Patch:
+    """Legend entry of a richness at which no learning rate of the search has the edge."""
+    return Patch(**_NO_RATE_STYLE, label="no rate found")
 
 
 def portrait_key(regions: NDArray[np.object_]) -> list[Patch | Line2D]:

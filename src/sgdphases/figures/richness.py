@@ -1,6 +1,8 @@
 """Figures of the richness paper from trained networks: portraits, and the exponents of edges."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from string import ascii_lowercase
 
 import numpy as np
 import pandas as pd
@@ -12,13 +14,14 @@ from numpy.typing import NDArray
 
 from sgdphases.claims.richness import (
     EdgeExponent,
+    Portrait,
     cells,
-    depths_of,
     found_edges,
+    mlp_portraits,
     portrait_exponents,
 )
-from sgdphases.claims.richness_theory import CROSS_ENTROPY, MSE, having
-from sgdphases.figures.portrait import draw_columns, draw_theory_line, portrait_key
+from sgdphases.claims.richness_theory import CROSS_ENTROPY, MSE
+from sgdphases.figures.portrait import draw_columns, draw_theory_line, no_rate_key, portrait_key
 from sgdphases.figures.style import LINE_COLOR, name_panel, panels
 from sgdphases.portraits import EDGES
 from sgdphases.tables import ExperimentTables
@@ -26,43 +29,68 @@ from sgdphases.tables import ExperimentTables
 Drawn = tuple[Figure, pd.DataFrame]
 
 _PORTRAIT_HEIGHT = 3.0
-_ACCURACIES = Normalize(0.0, 1.0)
+# The paper does not say which it is.
+_DEPTH_OF_FIGURE_1C = 3
 _EDGE_COLORS = dict(zip(EDGES, ("#222222", "#d1662b", "#3b6fb6", "#7a7a7a"), strict=True))
-_LOSS_NAMES = {MSE: "squared errors", CROSS_ENTROPY: "cross-entropy"}
+LOSS_NAMES = {MSE: "squared errors", CROSS_ENTROPY: "cross-entropy"}
 
 
-def portrait_cells(tables: ExperimentTables, loss: str, depth: int) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Shown:
+    """What the colour of a portrait's cells is.
+
+    Attributes:
+        column: Column of the runs.
+        label: Its name in the figure.
+        norm: From values to colours.
+    """
+
+    column: str
+    label: str
+    norm: Normalize
+
+
+TRAIN_ACCURACY = Shown("final_train_accuracy", "final training accuracy", Normalize(0.0, 1.0))
+TEST_ACCURACY = Shown("final_test_accuracy", "final test accuracy", Normalize(0.0, 1.0))
+RELATIVE_LOSS = Shown("relative_loss", "final / initial loss", Normalize(0.0, 1.0))
+
+
+def portrait_cells(tables: ExperimentTables, portrait: Portrait, column: str) -> pd.DataFrame:
     """The cells of one portrait, seeds averaged.
 
     Args:
         tables: An experiment whose learning rates are relative to an edge.
-        loss: Name of the loss.
-        depth: Number of weight matrices.
+        portrait: The portrait.
+        column: What is shown: a column of the runs, or relative_loss.
 
     Returns:
         One row per richness and relative rate: both, the geometric mean `learning_rate`, the mean
-        `final_train_accuracy` and the `region` of the first seed.
+        of the column and the `region` of the first seed that was trained. Where none was, because
+        there is no edge, learning rate and region are null.
     """
-    runs = tables.runs[having(tables.runs, loss=loss, depth=depth)]
+    runs = portrait.choose(tables.runs)
     runs = runs.assign(
         region=cells(tables, runs),
+        relative_loss=runs["final_train_loss"] / runs["initial_train_loss"],
         below_edge=(runs["learning_rate"] / runs["edge_learning_rate"]).round(9),
         log_rate=np.log10(runs["learning_rate"].astype(float)),
     ).sort_values("seed")
-    merged = runs.groupby(["richness", "below_edge"], as_index=False).agg(
-        log_rate=("log_rate", "mean"),
-        final_train_accuracy=("final_train_accuracy", "mean"),
-        region=("region", "first"),
+    trained = runs.dropna(subset=["learning_rate"])
+    merged = trained.groupby(["richness", "below_edge"], as_index=False).agg(
+        log_rate=("log_rate", "mean"), region=("region", "first"), **{column: (column, "mean")}
     )
     merged["learning_rate"] = 10 ** merged.pop("log_rate")
-    return merged
+    left_out = np.setdiff1d(runs["richness"], trained["richness"])
+    if left_out.size:
+        merged = pd.concat([merged, pd.DataFrame({"richness": left_out})], ignore_index=True)
+    return merged.astype({"region": object})
 
 
-def _draw_edges(axis: Axes, tables: ExperimentTables, loss: str, depth: int) -> pd.DataFrame:
+def _draw_edges(axis: Axes, tables: ExperimentTables, portrait: Portrait) -> pd.DataFrame:
     """The edges that were found, and for each regime the laws of the theory through them."""
     pieces: list[pd.DataFrame] = []
-    for edge in EDGES:
-        found = found_edges(tables, edge, loss, depth)
+    for edge in searched_edges(tables):
+        found = found_edges(tables, edge, portrait)
         line = found.groupby("richness", as_index=False)["rate"].mean()
         axis.plot(
             line["richness"],
@@ -73,10 +101,14 @@ def _draw_edges(axis: Axes, tables: ExperimentTables, loss: str, depth: int) -> 
             markersize=1.8,
         )
         pieces.append(line.assign(edge=edge, learning_rate=line.pop("rate")))
-    for exponent in portrait_exponents(tables, loss):
-        if exponent.depth == depth:
-            _draw_expected(axis, exponent)
+    for exponent in portrait_exponents(tables, portrait):
+        _draw_expected(axis, exponent)
     return pd.concat(pieces, ignore_index=True)
+
+
+def searched_edges(tables: ExperimentTables) -> list[str]:
+    """The edges that an experiment searches, in the order of `EDGES`."""
+    return [edge for edge in EDGES if edge in tables.spec["edge_search"]["edges"]]
 
 
 def _draw_expected(axis: Axes, exponent: EdgeExponent) -> None:
@@ -87,47 +119,88 @@ def _draw_expected(axis: Axes, exponent: EdgeExponent) -> None:
     draw_theory_line(axis, x, float(exponent.law(middle)) * (x / middle) ** exponent.expected)
 
 
-def _plot_portraits(tables: ExperimentTables, loss: str) -> Drawn:
-    depths = depths_of(tables)
-    figure, axes = panels(len(depths), height=_PORTRAIT_HEIGHT, share_y=True)
+def draw_portraits(
+    tables: ExperimentTables,
+    portraits: Sequence[Portrait],
+    shown: Shown = TRAIN_ACCURACY,
+    columns: int | None = None,
+) -> Drawn:
+    """Draw the portraits of an experiment side by side.
+
+    Args:
+        tables: An experiment with edges.
+        portraits: Which of its portraits.
+        shown: What the colour is.
+        columns: Panels in a row; all by default.
+
+    Returns:
+        The figure and the plotted numbers.
+    """
+    figure, axes = panels(
+        len(portraits),
+        columns=columns,
+        height=_PORTRAIT_HEIGHT if columns is None else 2.4,
+        share_y=True,
+    )
     pieces, mesh = [], None
-    for axis, letter, depth in zip(axes, "abcdef", depths, strict=False):
-        part = portrait_cells(tables, loss, depth)
-        mesh = draw_columns(axis, part, "final_train_accuracy", _ACCURACIES) or mesh
-        edges = _draw_edges(axis, tables, loss, depth)
-        name_panel(axis, letter, f"L = {depth}, {_LOSS_NAMES[loss]}")
-        pieces += [part.assign(panel=letter), edges.assign(panel=letter)]
-    axes[0].set_ylabel("learning rate η")
+    for axis, letter, portrait in zip(axes, ascii_lowercase, portraits, strict=False):
+        part = portrait_cells(tables, portrait, shown.column)
+        mesh = draw_columns(axis, part, shown.column, shown.norm) or mesh
+        edges = _draw_edges(axis, tables, portrait)
+        name_panel(axis, letter, portrait.name)
+        named = {"panel": letter, "portrait": portrait.name}
+        pieces += [part.assign(**named), edges.assign(**named)]
+    for axis in axes[:: columns or len(axes)]:
+        axis.set_ylabel("learning rate η")
     if mesh is not None:
-        figure.colorbar(mesh, ax=list(axes), label="final training accuracy", pad=0.01)
+        figure.colorbar(mesh, ax=list(axes), label=shown.label, pad=0.01)
     plotted = pd.concat(pieces, ignore_index=True)
     rates = plotted["learning_rate"].astype(float)
     axes[0].set_ylim(rates.min() / 3, rates.max() * 3)
     handles = portrait_key(plotted["region"].to_numpy(dtype=object))
+    if plotted["learning_rate"].isna().any():
+        handles.append(no_rate_key())
     handles += [
         Line2D([], [], color=_EDGE_COLORS[edge], marker="s", markersize=2.5, label=f"{edge} edge")
-        for edge in EDGES
+        for edge in searched_edges(tables)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure, plotted
 
 
-def plot_squared_errors(tables: ExperimentTables) -> Drawn:
-    """Figures 1c and 23: portraits of networks of several depths, squared errors."""
-    return _plot_portraits(tables, MSE)
+def _plot_mlps(loss: str) -> Callable[[ExperimentTables], Drawn]:
+    def plot(tables: ExperimentTables) -> Drawn:
+        """Figure 23: portraits of fully connected networks of several depths with one loss."""
+        return draw_portraits(tables, mlp_portraits(tables, loss))
+
+    return plot
 
 
-def plot_cross_entropy(tables: ExperimentTables) -> Drawn:
-    """As figure 23, with cross-entropy."""
-    return _plot_portraits(tables, CROSS_ENTROPY)
+def plot_one_mlp(tables: ExperimentTables) -> Drawn:
+    """Figure 1c: the portrait of a fully connected network, test accuracy."""
+    portraits = [p for p in mlp_portraits(tables, MSE) if p.depth == _DEPTH_OF_FIGURE_1C]
+    return draw_portraits(tables, portraits, TEST_ACCURACY)
 
 
-def plot_exponents(tables: ExperimentTables) -> Drawn:
-    """Fitted exponents of the edges with their intervals, beside those of the theory."""
-    figure, axes = panels(2, height=_PORTRAIT_HEIGHT, share_y=False)
+def draw_exponents(
+    tables: ExperimentTables, groups: Mapping[str, Sequence[Portrait]], height: float
+) -> Drawn:
+    """Draw fitted exponents of edges with their intervals, beside those of the theory.
+
+    Args:
+        tables: An experiment with edges.
+        groups: The portraits of each panel, by its name.
+        height: Height of the figure in inches.
+
+    Returns:
+        The figure and the plotted numbers.
+    """
+    figure, axes = panels(len(groups), height=height)
     pieces = []
-    for axis, letter, loss in zip(axes, "ab", (MSE, CROSS_ENTROPY), strict=True):
-        found = portrait_exponents(tables, loss)
+    for axis, letter, (name, portraits) in zip(axes, ascii_lowercase, groups.items(), strict=False):
+        found = [
+            exponent for portrait in portraits for exponent in portrait_exponents(tables, portrait)
+        ]
         rows = pd.DataFrame(
             {
                 "name": [exponent.name for exponent in found],
@@ -137,10 +210,10 @@ def plot_exponents(tables: ExperimentTables) -> Drawn:
                 "expected": [exponent.expected for exponent in found],
             }
         )
-        height = np.arange(len(rows))[::-1]
+        places = np.arange(len(rows))[::-1]
         axis.errorbar(
             rows["exponent"],
-            height,
+            places,
             xerr=[rows["exponent"] - rows["low"], rows["high"] - rows["exponent"]],
             linestyle="none",
             marker="o",
@@ -148,11 +221,11 @@ def plot_exponents(tables: ExperimentTables) -> Drawn:
             capsize=2,
             label="fitted, 95 %",
         )
-        axis.plot(rows["expected"], height, "|", color=LINE_COLOR, markersize=9, label="theory")
-        axis.set_yticks(height, rows["name"], fontsize=7)
+        axis.plot(rows["expected"], places, "|", color=LINE_COLOR, markersize=9, label="theory")
+        axis.set_yticks(places, rows["name"], fontsize=7)
         axis.set_xlabel("exponent of η in γ")
-        name_panel(axis, letter, _LOSS_NAMES[loss])
-        pieces.append(rows.assign(panel=letter, loss=loss))
+        name_panel(axis, letter, name)
+        pieces.append(rows.assign(panel=letter, group=name))
         # A regime with two points has an interval wider than the figure is for.
         axis.set_xlim(-0.25, 2.75)
     handles, labels = axes[0].get_legend_handles_labels()
@@ -160,8 +233,15 @@ def plot_exponents(tables: ExperimentTables) -> Drawn:
     return figure, pd.concat(pieces, ignore_index=True)
 
 
+def plot_exponents(tables: ExperimentTables) -> Drawn:
+    """Fitted exponents of the edges of figure 23, beside those of the theory."""
+    groups = {name: mlp_portraits(tables, loss) for loss, name in LOSS_NAMES.items()}
+    return draw_exponents(tables, groups, _PORTRAIT_HEIGHT)
+
+
 PLOTS: dict[str, Callable[[ExperimentTables], Drawn]] = {
-    "richness/fig23": plot_squared_errors,
-    "richness/fig23_cross_entropy": plot_cross_entropy,
+    "richness/fig1c": plot_one_mlp,
+    "richness/fig23": _plot_mlps(MSE),
+    "richness/fig23_cross_entropy": _plot_mlps(CROSS_ENTROPY),
     "richness/exponents": plot_exponents,
 }
