@@ -52,6 +52,10 @@ class Portrait:
         """The rows of a table of runs or edges that belong to it."""
         return table[having(table, **self.values)]
 
+    def named(self, name: str) -> "Portrait":
+        """The same portrait under another name."""
+        return replace(self, name=name)
+
 
 def portraits_of(
     tables: ExperimentTables, names: Mapping[str, str], **values: object
@@ -108,7 +112,7 @@ def found_edges(tables: ExperimentTables, edge: str, portrait: Portrait) -> pd.D
         raise ValueError("no edges were searched")
     edges = portrait.choose(tables.edges)
     chosen = edges[having(edges, edge=edge)].dropna(subset=["rate_beyond"])
-    before, beyond = numbers(chosen, "learning_rate"), numbers(chosen, "rate_beyond")
+    before, beyond = (chosen[name].astype(float) for name in ("learning_rate", "rate_beyond"))
     chosen = chosen.assign(rate=np.sqrt(before * beyond), decades=np.log10(beyond / before))
     return chosen.sort_values(["richness", "seed"])
 

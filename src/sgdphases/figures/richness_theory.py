@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from sgdphases.claims.catapult_theory import choose, numbers
+from sgdphases.claims.richness_portraits import rules_of_scaling, runs_by_rule, scaling_runs
 from sgdphases.claims.richness_theory import (
     CROSS_ENTROPY,
     LAZY,
@@ -540,7 +541,7 @@ def plot_weight_movement(tables: ExperimentTables) -> Drawn:
 # Figures 4a, 30 and 39, toy versions: losses over time.
 
 
-def _draw_losses(
+def draw_losses(
     axis: Axes, tables: ExperimentTables, runs: pd.DataFrame, time: str, smallest: float
 ) -> pd.DataFrame:
     """Losses above the smallest one over time, one curve per richness."""
@@ -572,7 +573,7 @@ def plot_catapults(tables: ExperimentTables) -> Drawn:
         mask = (tables.runs["loss"] == loss).to_numpy(dtype=bool, na_value=False)
         runs = choose(tables.runs, mask, f"with {loss}")
         smallest = TOY_LOSSES[loss].minimum
-        part = _draw_losses(axis, tables, runs, "step", smallest)
+        part = draw_losses(axis, tables, runs, "step", smallest)
         axis.set_xlabel("step t")
         axis.set_ylim(bottom=1e-4)
         if loss == CROSS_ENTROPY:
@@ -593,7 +594,7 @@ def plot_escape(tables: ExperimentTables) -> Drawn:
     pieces = []
     for axis, letter, depth in zip(axes, "abcdef", depths, strict=False):
         runs = tables.runs[(tables.runs["depth"] == depth).to_numpy(dtype=bool)]
-        part = _draw_losses(axis, tables, runs, "rich_time", 0.0)
+        part = draw_losses(axis, tables, runs, "rich_time", 0.0)
         of_depth = times[times["depth"] == depth]
         for expected in np.unique(of_depth["expected"]):
             axis.axvline(expected, color=LINE_COLOR, linewidth=0.9, linestyle=(0, (4, 2)))
@@ -607,35 +608,36 @@ def plot_escape(tables: ExperimentTables) -> Drawn:
     return figure, pd.concat(pieces, ignore_index=True)
 
 
-def plot_other_scalings(tables: ExperimentTables) -> Drawn:
-    """Figure 39, toy version: losses over time under three rules for the learning rate."""
-    runs = tables.runs
-    depth = int(numbers(runs, "depth")[0])
-    rules = {
-        f"$η ∝ γ^{{3/{depth}}}$": 3.0 / depth,
-        f"$η ∝ γ^{{2/{depth + 1}}}$": 2.0 / (depth + 1),
-        f"$η ∝ γ^{{2/{depth}}}$": 2.0 / depth,
-    }
-    # All rules have the prefactor of the first run: what is left of a rate gives its exponent.
-    first = runs.sort_values(["richness", "learning_rate"]).iloc[-1]
-    prefactor = float(first["learning_rate"]) / float(first["richness"]) ** (3.0 / depth)
-    exponent = np.log(numbers(runs, "learning_rate") / prefactor) / np.log(
-        numbers(runs, "richness")
-    )
+def draw_scalings(tables: ExperimentTables, limits: tuple[float | None, float | None]) -> Drawn:
+    """Losses over time under three rules for the learning rate, a panel for each.
+
+    Args:
+        tables: An experiment whose absolute rates follow these rules.
+        limits: Smallest and largest loss that is shown, None for that of the data.
+
+    Returns:
+        The figure and the plotted numbers.
+    """
+    runs, depth = scaling_runs(tables)
+    rules = runs_by_rule(runs, depth)
     figure, axes = panels(len(rules), height=2.8, share_y=True)
     pieces = []
-    for axis, letter, (name, value) in zip(axes, "abc", rules.items(), strict=True):
-        chosen = choose(runs, np.abs(exponent - value) < 0.01, f"has the rule {name}")
-        part = _draw_losses(axis, tables, chosen, "step", 0.0)
+    for axis, letter, (name, chosen) in zip(axes, "abc", rules.items(), strict=True):
+        part = draw_losses(axis, tables, chosen, "step", 0.0)
         axis.set_xscale("log")
         axis.set_xlim(left=1)
-        axis.set_ylim(1e-8, 1e6)
+        axis.set_ylim(*limits)
         axis.set_xlabel("step t")
-        name_panel(axis, letter, name)
-        pieces.append(part.assign(panel=letter, exponent=value))
+        name_panel(axis, letter, f"$η ∝ γ^{{{name}}}$")
+        pieces.append(part.assign(panel=letter, exponent=rules_of_scaling(depth)[name]))
     axes[0].set_ylabel("loss")
     axes[-1].legend(title="γ", loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure, pd.concat(pieces, ignore_index=True)
+
+
+def plot_other_scalings(tables: ExperimentTables) -> Drawn:
+    """Figure 39, toy version: losses over time under three rules for the learning rate."""
+    return draw_scalings(tables, (1e-8, 1e6))
 
 
 PLOTS: dict[str, Callable[[ExperimentTables], Drawn]] = {
