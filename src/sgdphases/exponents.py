@@ -33,11 +33,13 @@ class PowerLaw:
 def fit_power_law(x: ArrayLike, y: ArrayLike, spacing: ArrayLike = 0.0) -> PowerLaw:
     r"""Fit a power law by least squares in logarithms.
 
-    The variance of the exponent is that of the residuals, in which seeds and curvature show, or
-    that of values known only up to the spacing of their grid, whichever is larger:
+    The interval is that of the residuals, in which seeds and curvature show, or that of values
+    known only up to the spacing of their grid, whichever is wider:
 
-    .. math:: \max(s^2, \langle \delta^2 \rangle / 12) \Big/
-        \sum_i (\log x_i - \langle \log x \rangle)^2
+    .. math:: \max(t \, s, z \sqrt{\langle \delta^2 \rangle / 12}) \Big/
+        \sqrt{\sum_i (\log x_i - \langle \log x \rangle)^2}
+
+    with the quantiles t of Student's distribution, as s is estimated, and z of the normal one.
 
     Args:
         x: (points,) abscissae above 0, two different ones at least.
@@ -67,6 +69,6 @@ def fit_power_law(x: ArrayLike, y: ArrayLike, spacing: ArrayLike = 0.0) -> Power
     scatter = float(residuals @ residuals) / freedom if freedom else 0.0
     gridded = float(np.mean((np.log(10.0) * np.asarray(spacing, dtype=float)) ** 2)) / 12
     level = (1 + _CONFIDENCE) / 2
-    quantile = float(stdtrit(freedom, level) if freedom else ndtri(level))
-    width = quantile * float(np.sqrt(max(scatter, gridded) / spread))
+    scattered = float(stdtrit(freedom, level) * np.sqrt(scatter)) if freedom else 0.0
+    width = max(scattered, float(ndtri(level) * np.sqrt(gridded))) / float(np.sqrt(spread))
     return PowerLaw(exponent, exponent - width, exponent + width, float(np.exp(offset)))
