@@ -22,7 +22,8 @@ from sgdphases.validation import (
 
 # Where a learning rate's unit is kept in a run: "absolute", "critical" for units of 2/lambda_0, or
 # "edge" for units of the rate of an edge that was searched.
-# One in units of the temperature is made absolute at once: the run itself says how hot it is.
+# One in units of the temperature or of the richness law is made absolute before anything runs: the
+# run itself says how hot and how rich it is.
 LEARNING_RATE_UNIT = "learning_rate_relative_to"
 # Of the common hyperparameters, those that define a network at initialisation, and with it its
 # curvature; those of the model all do. Centring and a second head change the outputs, and not the
@@ -32,6 +33,7 @@ NETWORK_HYPERPARAMETERS = (
     "parametrisation",
     "weight_scale",
     "bias_scale",
+    "zero_readout",
     "richness",
     "inverse_temperature",
     "loss",
@@ -64,7 +66,9 @@ VECTORISED_HYPERPARAMETERS = (
 SECOND_HEAD_HYPERPARAMETERS = ("head_correlation", "initial_logit_norm")
 
 _TEMPERATURE = "temperature"
-_UNITS = ("absolute", "critical", "edge", _TEMPERATURE)
+# Multiples of `portraits.richness_law`; resolved once the run's depth is known.
+RICHNESS_LAW = "richness_law"
+_UNITS = ("absolute", "critical", "edge", _TEMPERATURE, RICHNESS_LAW)
 _GENERATORS = ("value", "values", "linspace", "logspace")
 # Of a weight decay that another experiment predicts.
 _PREDICTION_KEYS = ("from", "budget")
@@ -106,8 +110,8 @@ def expand_grid(
     A grid is a mapping from hyperparameter to its values, of which the product is taken, or a list
     of such mappings, of which the union is taken. Values are a list, or one of `value`, `values`,
     `linspace`, `logspace` with `start`, `stop`, `num`; a learning rate may add
-    `relative_to: critical` or `relative_to: edge`, or `relative_to: temperature` for multiples of
-    1 over the run's inverse temperature; a weight decay may be `from` an experiment with a
+    `relative_to: critical`, `edge` or `richness_law`, or `relative_to: temperature` for multiples
+    of 1 over the run's inverse temperature; a weight decay may be `from` an experiment with a
     prediction for each `budget` of epochs, its values being factors, 1 where there are none. The
     key `points` lists whole settings by hand.
 
@@ -191,7 +195,7 @@ def _with_unit(run: dict[str, Any]) -> dict[str, Any]:
     if "learning_rate" not in run:
         return run
     if run.get(LEARNING_RATE_UNIT) == _TEMPERATURE:
-        rate = _rounded(run["learning_rate"] / run.get("inverse_temperature", 1.0))
+        rate = rounded(run["learning_rate"] / run.get("inverse_temperature", 1.0))
         return {**run, "learning_rate": rate, LEARNING_RATE_UNIT: "absolute"}
     return {LEARNING_RATE_UNIT: "absolute", **run}
 
@@ -356,8 +360,9 @@ def _spaced(kind: str, content: Any, source: str, path: KeyPath) -> list[float]:
         check(content[key], schema, source, (*path, key))
     space = np.geomspace if kind == "logspace" else np.linspace
     values = space(content["start"], content["stop"], content["num"])
-    return [_rounded(value) for value in values]
+    return [rounded(value) for value in values]
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
+    """A number as one would write it by hand."""
     return float(f"{value:.{_SIGNIFICANT_DIGITS}g}")

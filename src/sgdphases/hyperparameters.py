@@ -12,11 +12,14 @@ from typing import Any
 from sgdphases.errors import InputError
 from sgdphases.grid import (
     LEARNING_RATE_UNIT,
+    RICHNESS_LAW,
     SECOND_HEAD_HYPERPARAMETERS,
     hyperparameter_schemas,
+    rounded,
     swept_names,
 )
 from sgdphases.model_table import is_user_model, model_entry, model_names
+from sgdphases.portraits import richness_law, weight_matrices
 from sgdphases.validation import describe_value, suggest
 
 # Below it, rounding in float32 is no longer small against the change of the outputs.
@@ -83,7 +86,8 @@ def complete_run(setting: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         The run in the schema's order: the common defaults, over them those of the model, over them
-        the setting; precision and loss normalisation chosen where they are null.
+        the setting; precision and loss normalisation chosen where they are null; a learning rate
+        in units of the richness law made absolute.
     """
     schemas = hyperparameter_schemas()
     defaults = {name: s["default"] for name, s in schemas.items() if "default" in s}
@@ -94,6 +98,12 @@ def complete_run(setting: Mapping[str, Any]) -> dict[str, Any]:
         # An inverse temperature is a richness upside down.
         richness = run["richness"] / run["inverse_temperature"]
         run["precision"] = "float64" if richness < FLOAT64_RICHNESS else "float32"
+    if run.get(LEARNING_RATE_UNIT) == RICHNESS_LAW:
+        depth = weight_matrices(run)
+        assert depth is not None  # as check_run has seen to
+        law = richness_law(run["richness"], depth, run["optimizer"])
+        run["learning_rate"] = rounded(run["learning_rate"] * law)
+        run[LEARNING_RATE_UNIT] = "absolute"
     order = [*schemas, LEARNING_RATE_UNIT]
     return {name: run[name] for name in order if name in run}
 
@@ -117,6 +127,12 @@ def check_run(setting: Mapping[str, Any], origin: Origin) -> None:
         InputError: A hyperparameter is missing, or is not allowed for the run.
     """
     _check_names(setting, origin)
+    in_units_of_law = setting.get(LEARNING_RATE_UNIT) == RICHNESS_LAW
+    if in_units_of_law and weight_matrices({**model_defaults(setting["model"]), **setting}) is None:
+        raise InputError(
+            f"{origin.source}: grid.learning_rate.relative_to: {RICHNESS_LAW!r} needs the depth, "
+            f"which the model {setting['model']!r} does not have; allowed: absolute, critical, edge"
+        )
     run = complete_run(setting)
     for names, fault in _faults(run):
         # A default may be at fault only together with something that the file gives.
@@ -172,6 +188,12 @@ def _faults(run: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
             "the norm of the logits follows from the correlation of the heads; allowed: one of "
             "initial_logit_norm and head_correlation",
         )
+    if run["zero_readout"] and second_head is not None:
+        yield (
+            ("zero_readout", second_head),
+            "a second head has the readout that the first starts with, which would be zero; "
+            f"allowed: zero_readout false, or {second_head} null",
+        )
     for name, (other, choices) in _READ_ONLY_WITH.items():
         if run[other] not in choices and run[name] != hyperparameter_schemas()[name]["default"]:
             yield (
@@ -181,6 +203,11 @@ def _faults(run: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
             )
     yield from _faults_of_the_weight_decay(run)
     if is_user_model(run["model"]):
+        if run["zero_readout"]:
+            yield (
+                ("zero_readout", "model"),
+                f"{run['model']} does not tell its last layer; allowed: false with one's own model",
+            )
         if run["parametrisation"] in MUP_PARAMETRISATIONS:
             yield (
                 ("parametrisation", "model"),

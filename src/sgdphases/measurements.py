@@ -418,6 +418,60 @@ def held_out_outputs(network: Network, chunk: int) -> Any:
 
 
 @cache
+def true_class_outputs(network: Network, chunk: int) -> Any:
+    """The output for the true class of each of the samples `points`.
+
+    Reference:
+        Richness paper, section 3.4 and fig. 5a.
+    """
+
+    def measure(member: Member, samples: dict[str, Samples]) -> Values:
+        points = samples["points"]
+        outputs = outputs_on(network, member, points, chunk)(member.state.parameters)
+        return {"true_class_outputs": jnp.sum(outputs * points.targets, axis=1)}
+
+    return measure
+
+
+@cache
+def feature_movement(network: Network, chunk: int) -> Any:
+    r"""How far what the last layer reads has moved since initialisation, on the samples `points`.
+
+    .. math:: \Big( \frac{1}{P N} \sum_{\mu i} \left[ \phi_i(x_\mu, \theta_t)
+        - \phi_i(x_\mu, \theta_0) \right]^2 \Big)^{1/2}
+
+    over P samples and N features; `feature_size` is the root mean square of the features
+    themselves.
+
+    Raises:
+        InputError: The network does not tell what its last layer reads.
+
+    Reference:
+        Richness paper, appendix B, eq. 18: as N^(-1/2) in NTK, as N^0 in µP.
+    """
+    features = network.features
+    if features is None:
+        raise InputError(
+            "measurements.feature_movement: the model does not tell its last hidden layer; "
+            "allowed: without it"
+        )
+
+    def measure(member: Member, samples: dict[str, Samples]) -> Values:
+        inputs = samples["points"].inputs
+        initial = network.init(jax.random.key(member.seed))
+        now, before = (
+            in_chunks(partial(features, parameters), inputs, chunk)
+            for parameters in (member.state.parameters, initial)
+        )
+        return {
+            "feature_movement": jnp.sqrt(jnp.mean(jnp.square(now - before))),
+            "feature_size": jnp.sqrt(jnp.mean(jnp.square(now))),
+        }
+
+    return measure
+
+
+@cache
 def timescales(
     network: Network,
     rules: Rules,

@@ -5,7 +5,7 @@ from typing import Any
 
 from sgdphases.datasets.views import Facts, check_view, read_view
 from sgdphases.errors import InputError
-from sgdphases.grid import LEARNING_RATE_UNIT
+from sgdphases.grid import LEARNING_RATE_UNIT, RICHNESS_LAW
 from sgdphases.model_table import model_entry, model_names
 from sgdphases.schedule import BUDGETS
 from sgdphases.validation import describe_value
@@ -242,6 +242,11 @@ def check_data(
             f"{source}: hyperparameters.label_shift: {shift!r}: the dataset {name!r} has no "
             "classes whose targets could be shifted; allowed: 0"
         )
+    if is_regression and "true_class_outputs" in spec["measurements"]:
+        raise InputError(
+            f"{source}: measurements.true_class_outputs: the dataset {name!r} has no classes as "
+            "targets; allowed: outputs"
+        )
     if is_regression and any(run["loss"] == "cross_entropy" for run in runs):
         targets = "targets of +1 and -1" if view.labels == "parity" else "targets, and no classes"
         raise InputError(
@@ -270,6 +275,8 @@ def check_units(
             f"{where}: 'critical' needs the top NTK eigenvalue; allowed: with a curvature section "
             "(curvature: {batch_size: 512}), or absolute rates"
         )
+    if RICHNESS_LAW in units and theory:
+        raise InputError(f"{where}: {RICHNESS_LAW!r} is for trained networks; allowed: critical")
     if "edge" in units and "edge_search" not in document:
         allowed = "absolute or critical" if theory else "with a section edge_search"
         raise InputError(f"{where}: 'edge' needs an edge that is searched; allowed: {allowed}")

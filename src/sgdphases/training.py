@@ -901,6 +901,8 @@ class _Trainer:
             found.append(Measurement(asked["weight_movement"], measure, {}))
         for name, make in (
             ("outputs", measurements.held_out_outputs),
+            ("true_class_outputs", measurements.true_class_outputs),
+            ("feature_movement", measurements.feature_movement),
             ("linearized_distance", measurements.twin_distance),
         ):
             if name in asked:

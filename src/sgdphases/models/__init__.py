@@ -10,6 +10,7 @@ from sgdphases.grid import VECTORISED_HYPERPARAMETERS
 from sgdphases.model_table import is_user_model, model_entry
 from sgdphases.models.convolutional import catapult_cnn, convolutional, l2_cnn
 from sgdphases.models.fully_connected import fully_connected
+from sgdphases.models.heads import zero_readout
 from sgdphases.models.network import Layers, ModelFactory, Network, Parameters
 from sgdphases.models.recurrent import gru
 from sgdphases.models.residual_convnet import residual_convnet
@@ -62,8 +63,8 @@ def build_network(
 
     Args:
         hyperparameters: `model`, a name of the table of models or a user's own
-            `package.module:function`, `parametrisation`, `weight_scale`, `bias_scale`, `precision`
-            and what the model reads.
+            `package.module:function`, `parametrisation`, `weight_scale`, `bias_scale`, `precision`,
+            `zero_readout` (false where it is left out) and what the model reads.
         input_shape: Shape of one input.
         num_outputs: Number of outputs.
         convolution_method: How convolutions are computed, one of
@@ -89,4 +90,5 @@ def build_network(
         convolution_method=convolution_method,
     )
     factory = FACTORIES[model_entry(model)["function"]]
-    return factory(hyperparameters, input_shape, num_outputs, layers)
+    network = factory(hyperparameters, input_shape, num_outputs, layers)
+    return zero_readout(network) if hyperparameters.get("zero_readout") else network

@@ -1,8 +1,9 @@
-"""Two output heads of chosen correlation."""
+"""Other output heads: two of chosen correlation, and one that starts at zero."""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
 
@@ -57,6 +58,32 @@ def second_head(
 
     fresh = network.init(key)["readout"]
     return {**parameters, "readout": jax.tree.map(correlated, parameters["readout"], fresh)}
+
+
+def zero_readout(network: Network) -> Network:
+    r"""The network with a last layer that starts at zero, and with it outputs that do.
+
+    Its tangent kernel at the start is that of the last layer alone, the conjugate kernel
+
+    .. math:: K(x, x') \propto \phi(x) \cdot \phi(x')
+
+    so a zero readout is no way to centre a lazy network.
+
+    Args:
+        network: The network, whose parameters hold the last layer's under the key `readout`.
+
+    Returns:
+        The same functions with another initialisation.
+
+    Reference:
+        Richness paper, appendix A.2.
+    """
+
+    def init(key: jax.Array) -> Parameters:
+        parameters = network.init(key)
+        return {**parameters, "readout": jax.tree.map(jnp.zeros_like, parameters["readout"])}
+
+    return network._replace(init=init)
 
 
 def spread_of(correlation: Any) -> Any:
