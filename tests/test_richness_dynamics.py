@@ -23,7 +23,7 @@ LAYERS = ("input", "hidden_0", "readout")
 
 
 def steps_of(last):
-    return np.unique(np.rint(np.geomspace(1, last, 40)).astype(int)).tolist()
+    return np.unique(np.rint(np.geomspace(1, last, 60)).astype(int)).tolist()
 
 
 def falling(step, drop, exponent):
@@ -31,7 +31,7 @@ def falling(step, drop, exponent):
     return np.minimum(1.0, (np.maximum(step, 1) / drop) ** exponent)
 
 
-def lazy_or_rich(gamma, depth):
+def lazy_or_rich(gamma, depth=3):
     return gamma**2 if gamma <= 1 else gamma ** (2 / depth)
 
 
@@ -105,6 +105,7 @@ def batches(run, step):
 SHOWN = {
     "dynamics": dynamics,
     "rich_consistency": consistency,
+    "vit_plateaus": consistency,
     "lazy_consistency": lazy,
     "network_catapults": catapult,
     "widths": width,
@@ -114,7 +115,7 @@ SHOWN = {
 
 def final_loss(run):
     """Smallest at eta = 2 times the law, whatever the width."""
-    law = lazy_or_rich(run["richness"], run["depth"])
+    law = lazy_or_rich(run["richness"])
     return 0.01 + 0.1 * np.log(run["learning_rate"] / (2 * law)) ** 2
 
 

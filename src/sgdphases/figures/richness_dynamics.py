@@ -332,11 +332,11 @@ def _draw_spectrum_over_time(axis: Axes, tables: ExperimentTables, run: pd.Serie
     return pd.concat(pieces, ignore_index=True)
 
 
-# Figures 4b and 40 to 42.
+# Figures 4b and 40.
 
 
 def plot_silent_alignment(tables: ExperimentTables) -> Drawn:
-    """Figures 4b and 40 to 42: loss, alignment and sharpness of rich networks over time."""
+    """Figures 4b and 40: loss, alignment and sharpness of rich networks over time."""
     groups = groups_of(tables.runs)
     figure, axes = panels(6 * len(groups), columns=3, height=2.2)
     rich = tables.runs[within(numbers(tables.runs, "richness"), ACTIVE)]
@@ -504,11 +504,11 @@ def plot_movement(tables: ExperimentTables) -> Drawn:
     return figure, _stack(pieces)
 
 
-# Figures 16, 24, 30, 31 and 40 to 42.
+# Figures 16, 24, 30, 31, 41 and 42.
 
 
 def plot_rescaled_time(tables: ExperimentTables) -> Drawn:
-    """Figures 16, 24, 30, 31 and 40 to 42: losses and alignment of rich networks over time."""
+    """Figures 16, 24, 30, 31, 41 and 42: losses and alignment of rich networks over time."""
     groups = groups_of(tables.runs)
     count = len(groups)
     figure, axes = panels(3 * count, columns=count, height=2.2)
@@ -751,6 +751,7 @@ PLOTS: dict[str, Callable[[ExperimentTables], Drawn]] = {
     "richness/fig4a": plot_catapults,
     "richness/fig4b": plot_silent_alignment,
     "richness/fig5": plot_functions,
+    "richness/fig16": plot_rescaled_time,
     "richness/fig17": plot_widths,
     "richness/fig27": plot_batch_sizes,
     "richness/fig29": plot_lazy_consistency,
