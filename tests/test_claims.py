@@ -37,10 +37,15 @@ RANGES = {
     "CAT-14": (9, 15),
     "CAT-15": (None, 9),
     "CAT-16": (1, 1),
+    "CAT-17": (0.144, 0.216),
     "CAT-18": (8.4, 15.6),
     "CAT-19": (7, 12),
+    "CAT-20": (3.2, 4.8),
+    "CAT-21": (None, 1),
+    "CAT-22": (5e-5, 2e-4),
     "CAT-23": (0.5, 1),
     "CAT-24": (-0.02, 0.02),
+    "CAT-25": (0.112, 0.168),
     "CAT-26": (2, 12),
     "CAT-27": (2, None),
     "CAT-28": (0.962, 0.968),
@@ -55,6 +60,7 @@ RANGES = {
     "CAT-37": (None, 0.05),
     "CAT-38": (0.048, 0.072),
     "CAT-39": (3, 5),
+    "CAT-40": (25.176, 37.764),
     "CAT-41": (0.8, 1.2),
     "CAT-42": (None, 0),
     "RICH-01": (-0.01, 0.01),
@@ -199,6 +205,53 @@ def test_critical_rate_averages_eigenvalues_over_batches_first():
 
 def test_critical_rate_off_by_a_fifth_is_not_reproduced():
     assert score(make_tables(critical=7.5), "CAT-13")["verdict"] == NOT_REPRODUCED
+
+
+def make_initial_tables(dataset="cifar10", scale="paper", factor=1.0):
+    """The printed critical rates of the networks on CIFAR-10, times a factor."""
+    root = np.sqrt(2)
+    networks = [
+        ("wrn28_10", "standard", root, 0.18),
+        ("wrn28_10", "standard", 1.0, 0.14),
+        ("wrn28_10", "ntk", root, 31.47),
+        ("cat_cnn", "standard", root, 1e-4),
+    ]
+    rows = [
+        {
+            "model": model,
+            "parametrisation": parametrisation,
+            "weight_scale": weight_scale,
+            "width": 16,
+            "seed": seed,
+            "batch": batch,
+            "ntk_top_eigenvalue": 2 / (factor * rate) * (1 + sign * 0.1),
+            "ntk_residual": 1e-5,
+        }
+        for model, parametrisation, weight_scale, rate in networks
+        for seed in (0, 1)
+        for batch, sign in enumerate((-1, 1))
+    ]
+    curvature = pd.DataFrame(rows)
+    spec = {"scale": scale, "dataset": {"name": dataset}, "curvature": {"batch_size": 256}}
+    return ExperimentTables(spec, pd.DataFrame(), pd.DataFrame(), curvature)
+
+
+@pytest.mark.parametrize(
+    ("claim", "printed"),
+    [("CAT-17", 0.18), ("CAT-22", 1e-4), ("CAT-25", 0.14), ("CAT-40", 31.47)],
+)
+def test_critical_rates_of_the_networks_on_cifar10(claim, printed):
+    experiment = "catapult/initial_curvature"
+    row = score(make_initial_tables(), claim, experiment)
+    assert row["verdict"] == REPRODUCED
+    assert row["measured"] == pytest.approx(printed)
+    assert "2 batches of 256 samples" in row["detail"]
+    far = score(make_initial_tables(factor=2.5), claim, experiment)
+    assert far["verdict"] == NOT_REPRODUCED
+    for other in ({"dataset": "digits"}, {"scale": "quick"}):
+        row = score(make_initial_tables(**other), claim, experiment)
+        assert row["verdict"] == NOT_RUN
+        assert "scale=paper data=published" in row["detail"]
 
 
 def test_claim_about_mnist_is_not_run_on_stand_in_data():

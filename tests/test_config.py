@@ -836,6 +836,15 @@ def test_captions_are_no_part_of_the_published_spec(load):
             },
             ["linearized_distance.from_step: 2", "allowed: 0"],
         ),
+        (
+            {
+                "measurements": {
+                    "linearized_distance": {"from_step": 2},
+                    "kernel_change": {"from_step": 5},
+                }
+            },
+            ["kernel_change.from_step: 5", "allowed: 2"],
+        ),
         ({"lowering": "fast"}, ["lowering: 'fast'", "runs_together (a number or all)"]),
         ({"lowering": {"loop": "scan"}}, ["lowering", "'scan'"]),
         ({"lowering": {"runs_together": 0}}, ["lowering", "runs_together"]),

@@ -398,6 +398,49 @@ def test_linearised_runs_and_twins(at):
     assert twin["linearized_distance"].iloc[-1] > 1e-3
 
 
+def test_accuracies_of_a_linearised_run_are_those_of_its_own_outputs():
+    dataset = make_dataset((5,))
+    shared = {"learning_rate": 3.0, "batch_size": NUM_TRAIN, "activation": "tanh"}
+    run = make_run("linear", "fully_connected", **shared, linearize_at=3)
+    settings = make_settings(30, measurements={"every": 1})
+    history = train([run], dataset, settings).history
+    with jax.enable_x64(True):
+        outputs = linearised_reference(run, dataset, 3, 30)
+    labels = dataset.train_targets.argmax(1)
+    expected = [float((np.asarray(z).argmax(1) == labels).mean()) for z in outputs]
+    assert len(set(expected)) > 2
+    np.testing.assert_allclose(history["train_accuracy"], expected, rtol=1e-12)
+
+
+def test_kernel_change_is_that_of_dense_kernels():
+    dataset = make_dataset((5,))
+    shared = {"learning_rate": 3.0, "batch_size": NUM_TRAIN, "activation": "tanh"}
+    run = make_run("run", "fully_connected", **shared)
+    measured = {"every": 1, "kernel_change": {"from_step": 2, "every": 1, "num_samples": 6}}
+    history = train([run], dataset, make_settings(6, measurements=measured)).history
+    with jax.enable_x64(True):
+        network = build_network(run, (5,), 3)
+        parameters = network.init(jax.random.key(run["seed"]))
+        inputs, targets = jnp.asarray(dataset.train_inputs), jnp.asarray(dataset.train_targets)
+        kernels = []
+        for _ in range(7):
+            jacobian = jax.tree.leaves(jax.jacobian(network.apply)(parameters, inputs[:6]))
+            flat = np.concatenate([np.reshape(j, (6, 3, -1)) for j in jacobian], axis=2)
+            kernels.append(np.einsum("aip,bip->ab", flat, flat))
+            gradient = jax.grad(
+                lambda p: 0.5 * jnp.mean((network.apply(p, inputs) - targets) ** 2)
+            )(parameters)
+            parameters = jax.tree.map(
+                lambda p, g: p - run["learning_rate"] * g, parameters, gradient
+            )
+    expected = [
+        np.linalg.norm(kernel - kernels[2]) / np.linalg.norm(kernels[2]) for kernel in kernels[2:]
+    ]
+    assert expected[-1] > 1e-3
+    assert (history["kernel_change"].iloc[:3] == 0).all()
+    np.testing.assert_allclose(history["kernel_change"].iloc[2:], expected, rtol=1e-9)
+
+
 def test_second_head_adds_a_frozen_copy():
     dataset = make_dataset((5,))
     shared = {"learning_rate": 1e-12, "learning_rate_relative_to": "absolute"}

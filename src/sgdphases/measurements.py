@@ -573,3 +573,28 @@ def twin_distance(network: Network, chunk: int) -> Any:
         return {"linearized_distance": jnp.linalg.norm(outputs - linear_outputs)}
 
     return measure
+
+
+@cache
+def kernel_change(network: Network, samples_interact: bool) -> Any:
+    r"""How far the tangent kernel has moved since the step of the twin's linearisation.
+
+    .. math:: \| \Theta_t - \Theta_s \|_F / \| \Theta_s \|_F
+
+    The kernel is that on the samples `train`, summed over outputs. Up to step s it is 0.
+
+    Reference:
+        Catapult paper, fig. S13b.
+    """
+
+    def measure(member: Member, samples: dict[str, Samples]) -> Values:
+        twin = member.state.twin
+        assert twin is not None  # the rules ask for one where the change is measured
+        apply, inputs = _raw_apply(network, member), samples["train"].inputs
+        now, then = (
+            ntk_gram(apply, parameters, inputs, samples_interact=samples_interact)
+            for parameters in (member.state.parameters, twin.base)
+        )
+        return {"kernel_change": jnp.linalg.norm(now - then) / jnp.linalg.norm(then)}
+
+    return measure

@@ -82,12 +82,7 @@ def check_sections(document: Mapping[str, Any], source: str) -> None:
             f"{source}: measurements.ntk_top_eigenvalue: needs a curvature section, whose batch is "
             "used"
         )
-    distance = measurements.get("linearized_distance", {})
-    if measurements.get("timescales", {}).get("linearized") and distance.get("from_step"):
-        raise InputError(
-            f"{source}: measurements.linearized_distance.from_step: {distance['from_step']}: "
-            "timescales compare with the network linearised at the start; allowed: 0"
-        )
+    _check_twin(measurements, source)
     hessian = measurements.get("hessian")
     if hessian is not None and hessian["num_lanczos_steps"] < hessian["num_eigenvalues"]:
         raise InputError(
@@ -96,6 +91,24 @@ def check_sections(document: Mapping[str, Any], source: str) -> None:
             "many, better twice"
         )
     _check_schedule(document["schedule"], source)
+
+
+def _check_twin(measurements: Mapping[str, Any], source: str) -> None:
+    """Check that measurements compare with the network at one step: a run has one twin."""
+    given = {
+        name: measurements[name]["from_step"]
+        for name in ("linearized_distance", "kernel_change")
+        if name in measurements
+    }
+    for name, step in given.items():
+        where = f"{source}: measurements.{name}.from_step: {step}"
+        if measurements.get("timescales", {}).get("linearized") and step:
+            raise InputError(
+                f"{where}: timescales compare with the network linearised at the start; allowed: 0"
+            )
+        first = next(iter(given.values()))
+        if step != first:
+            raise InputError(f"{where}: differs from that of linearized_distance; allowed: {first}")
 
 
 def _check_schedule(schedule: Mapping[str, Any], source: str) -> None:

@@ -465,8 +465,9 @@ class _Trainer:
         # A batch of a part of the data, or of changed data, says too little: measurements decide.
         by_batch = self.full_batch and not self.augmentation.changes_anything
         self.stopping_accuracy = None if by_batch else stopping_accuracy
-        twin = settings["measurements"].get("linearized_distance")
-        if settings["measurements"].get("timescales", {}).get("linearized"):
+        measured = settings["measurements"]
+        twin = measured.get("linearized_distance") or measured.get("kernel_change")
+        if measured.get("timescales", {}).get("linearized"):
             twin = {"from_step": 0}
         return Rules(
             loss=LossFunction(shared["loss"], shared["loss_normalisation"], shared["label_shift"]),
@@ -875,6 +876,11 @@ class _Trainer:
             modes = self.dataset.evaluation_set("train", options["num_samples"], self.dtype)
             measure = measurements.kernel_modes(self.network, bool(self.shared.get("batch_norm")))
             found.append(Measurement(options, measure, {"batch": self.samples(*modes)}))
+        if "kernel_change" in asked:
+            options = asked["kernel_change"]
+            some = self.dataset.evaluation_set("train", options["num_samples"], self.dtype)
+            measure = measurements.kernel_change(self.network, bool(self.shared.get("batch_norm")))
+            found.append(Measurement(options, measure, {"train": self.samples(*some)}))
         if "homogeneity" in asked:
             options = asked["homogeneity"]
             batch = self.test_samples(options["num_samples"])

@@ -5,6 +5,10 @@ Learning rates are compared as η·λ₀, so that the paper's limits are 2, 4 an
 Reference: Lewkowycz et al., The large learning rate phase of deep learning.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -36,6 +40,29 @@ def critical_rate(tables: ExperimentTables) -> Measurement:
     eigenvalues = tables.curvature.groupby("seed")["ntk_top_eigenvalue"].mean()
     width = ", ".join(str(width) for width in sorted(tables.curvature["width"].unique()))
     return _mean_over_seeds(2.0 / eigenvalues, f"width {width}")
+
+
+def critical_rate_of(**network: str | float) -> Callable[[ExperimentTables], Measurement]:
+    """As `critical_rate`, of the networks of a grid that have the given hyperparameters."""
+
+    def measure(tables: ExperimentTables) -> Measurement:
+        if tables.curvature is None:
+            raise ValueError("the experiment has no curvature stage")
+        chosen = tables.curvature
+        for name, value in network.items():
+            chosen = chosen[chosen[name] == value]
+        if chosen.empty:
+            raise ValueError(f"the grid lacks the network {network}")
+        measured = critical_rate(replace(tables, curvature=chosen))
+        size, batches = tables.spec["curvature"]["batch_size"], chosen["batch"].nunique()
+        lowest, highest = chosen["ntk_top_eigenvalue"].min(), chosen["ntk_top_eigenvalue"].max()
+        detail = (
+            f"{measured.detail}; {batches} batches of {size} samples, λ₀ {lowest:.4g} to "
+            f"{highest:.4g}, relative residual at most {chosen['ntk_residual'].max():.2g}"
+        )
+        return replace(measured, detail=detail)
+
+    return measure
 
 
 def maximal_rate(tables: ExperimentTables) -> Measurement:
@@ -167,12 +194,23 @@ def _within(center: float, tolerance: float) -> tuple[float, float]:
     return center * (1 - tolerance), center * (1 + tolerance)
 
 
+def _initial(low: float, high: float, model: str = "wrn28_10", **network: Any) -> ClaimMeasure:
+    """A printed critical rate of a network at full size on CIFAR-10."""
+    measure = critical_rate_of(model=model, **network)
+    return ClaimMeasure("initial_curvature", low, high, measure, "cifar10", "paper")
+
+
+_ROOT_2 = 1.4142135623730951
 # The paper's constants belong to MNIST; the limits in units of 1/λ₀ hold for any data.
 MEASURES: dict[str, ClaimMeasure] = {
     "CAT-13": ClaimMeasure("fc_mnist", *_within(6.25, 0.1), critical_rate, "mnist"),
     "CAT-14": ClaimMeasure("fc_mnist", *_within(12, 0.25), maximal_rate),
     "CAT-15": ClaimMeasure("fc_mnist", None, 9, transient_length),
     "CAT-16": ClaimMeasure("fc_mnist", 1, 1, curvature_limits),
+    "CAT-17": _initial(*_within(0.18, 0.2), parametrisation="standard", weight_scale=_ROOT_2),
+    "CAT-22": _initial(1e-4 / 2, 1e-4 * 2, model="cat_cnn"),
+    "CAT-25": _initial(*_within(0.14, 0.2), parametrisation="standard", weight_scale=1.0),
+    "CAT-40": _initial(*_within(31.47, 0.2), parametrisation="ntk"),
     # "Between 2/λ₀ and 12/λ₀, near the latter": at least as near to 12 as to 2.
     "CAT-19": ClaimMeasure("fc1_mnist512", 7, 12, best_rate),
     "CAT-33": ClaimMeasure("scalar_relu", *_within(2.54, 0.15), critical_rate),

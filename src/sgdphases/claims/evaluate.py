@@ -9,6 +9,7 @@ import pandas as pd
 
 from sgdphases.claims import (
     catapult,
+    catapult_linearized,
     catapult_performance,
     catapult_theory,
     l2,
@@ -29,6 +30,7 @@ REPRODUCED, NOT_REPRODUCED, NOT_RUN = "reproduced", "not reproduced", "not run"
 MEASURES: dict[str, ClaimMeasure] = {
     **catapult_theory.MEASURES,
     **catapult.MEASURES,
+    **catapult_linearized.MEASURES,
     **catapult_performance.MEASURES,
     **richness_theory.MEASURES,
     **richness.MEASURES,
