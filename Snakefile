@@ -43,6 +43,7 @@ include: "workflow/rules/theory.smk"
 include: "workflow/rules/aggregation.smk"
 include: "workflow/rules/prediction.smk"
 include: "workflow/rules/tuning.smk"
+include: "workflow/rules/learning_rates.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/claims.smk"
 include: "workflow/rules/usage.smk"
@@ -59,6 +60,8 @@ localrules:
     edges,
     time_constant,
     prediction,
+    learning_rates,
+    learning_rate_sweep,
     figure,
     sample_sheet,
     claims,

@@ -2,7 +2,8 @@
 
 `sgdphases predict-l2 --experiment l2/estimate --budget-epochs 100 1000` trains what the experiment
 asks for, unless that has been done, and prints the weight decay for each budget;
-`sgdphases tune-temperature --experiment temperature/tuning` the inverse temperature to use.
+`sgdphases tune-temperature --experiment temperature/tuning` the inverse temperature to use,
+`sgdphases predict-rates --experiment catapult/fc_mnist` the learning rates to expect.
 `sgdphases plan --config scale=paper` says how many runs and jobs the workflow has, and estimates
 hours and disk, before anything is submitted.
 """
@@ -20,6 +21,7 @@ import yaml
 from sgdphases.config import EVERY, find_experiments, read_config
 from sgdphases.cost import Assumptions, dataset_bytes, describe_costs, estimate_costs
 from sgdphases.errors import InputError
+from sgdphases.learning_rates import describe_rates, read_rates
 from sgdphases.prediction import (
     describe_prediction,
     predicted_weight_decay,
@@ -90,6 +92,21 @@ def _parser() -> argparse.ArgumentParser:
         help="<paper>/<experiment> with a section temperature_tuning",
     )
     tune.set_defaults(run=tune_temperature)
+    rates = commands.add_parser(
+        "predict-rates",
+        help="predict the learning rates that a network trains with",
+        description="Predict from the curvature of a network at initialisation the learning rates "
+        "at which its loss first rises, and beyond which it does not train.",
+    )
+    rates.add_argument(
+        "--experiment", required=True, help="<paper>/<experiment> with a section curvature"
+    )
+    rates.add_argument(
+        "--sweep",
+        action="store_true",
+        help="train the experiment's grid of learning rates, and compare",
+    )
+    rates.set_defaults(run=show_rates)
     plan = commands.add_parser(
         "plan",
         help="count runs and jobs, and estimate hours and disk",
@@ -104,9 +121,9 @@ def _parser() -> argparse.ArgumentParser:
         "(default: %(default)g)",
     )
     plan.set_defaults(run=show_plan)
-    for command in (predict, tune):
+    for command in (predict, tune, rates):
         command.add_argument("--cores", default="all", help="cores to use (default: all)")
-    for command in (predict, tune, plan):
+    for command in (predict, tune, rates, plan):
         command.add_argument(
             "--config",
             nargs="+",
@@ -156,6 +173,26 @@ def tune_temperature(options: argparse.Namespace) -> int:
     if status := _make(file, options):
         return status
     print(describe_tuning(read_tuning(file)))
+    return 0
+
+
+def show_rates(options: argparse.Namespace) -> int:
+    """Predict learning rates with the workflow, compare them with a sweep if asked, and print.
+
+    Args:
+        options: `experiment`, `sweep`, `config`, `cores`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        InputError: The experiment is unknown or measures no curvature.
+    """
+    name = "learning_rate_sweep.json" if options.sweep else "learning_rates.json"
+    file = _result_file(options, "curvature", "{batch_size: 512, num_batches: 4}", name)
+    if status := _make(file, options):
+        return status
+    print(describe_rates(read_rates(file)))
     return 0
 
 

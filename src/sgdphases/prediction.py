@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sgdphases.errors import InputError
 from sgdphases.summary import PEAK_MARGIN
-from sgdphases.tables import ExperimentTables
+from sgdphases.tables import ExperimentTables, plain_value
 
 # Accuracies are multiples of 1/samples, often the margin apart: rounding must not decide.
 _ROUNDING = 1e-6
@@ -163,7 +163,7 @@ def measure_time_constant(tables: ExperimentTables) -> dict[str, Any]:
         "scale": tables.spec["scale"],
         "dataset": tables.spec["dataset"]["name"],
         "num_train": tables.spec["dataset"]["num_train"],
-        **{key: _plain(shared[key]) for key in _BASIS if key in runs},
+        **{key: plain_value(shared[key]) for key in _BASIS if key in runs},
         "steps_per_epoch": per_epoch,
         "steps_per_run": int(runs["steps"].max()),
         "seeds": [int(seed) for seed in runs["seed"]],
@@ -210,12 +210,6 @@ def with_budgets(
         for budget in budgets
     ]
     return {**prediction, "predictions": rows}
-
-
-def _plain(value: Any) -> Any:
-    """A table's value as JSON has it."""
-    value = value.item() if isinstance(value, np.generic) else value
-    return None if pd.isna(value) else value
 
 
 def describe_prediction(prediction: dict[str, Any]) -> str:

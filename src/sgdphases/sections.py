@@ -401,3 +401,33 @@ def check_tuning(
             f"{source}: grid.learning_rate: {describe_value(sorted(rates))}: the best rate must "
             f"lie between others; allowed: {_FEWEST_RATES} or more, with temperature_tuning"
         )
+
+
+def momenta_of(spec: Mapping[str, Any], runs: Iterable[Mapping[str, Any]]) -> list[float]:
+    """The momentum coefficients of an experiment whose learning rates are predicted.
+
+    Args:
+        spec: The resolved experiment.
+        runs: Its runs.
+
+    Returns:
+        The distinct ones, increasing.
+
+    Raises:
+        InputError: The experiment measures no curvature, or 2/λ₀ does not limit a run's rates.
+    """
+    name = spec["experiment"]
+    if spec.get("curvature") is None:
+        raise InputError(
+            f"{name}: has no section curvature, which learning rates are predicted from; allowed: "
+            "for example curvature: {batch_size: 512, num_batches: 4}"
+        )
+    momenta = set()
+    for run in runs:
+        if run["optimizer"] != "sgd":
+            raise InputError(
+                f"{name}: optimizer {run['optimizer']!r}: 2/λ₀ limits the learning rates of "
+                "gradient descent alone; allowed: sgd"
+            )
+        momenta.add(float(run["momentum"]))
+    return sorted(momenta)

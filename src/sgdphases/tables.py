@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -55,3 +56,9 @@ def load_experiment(directory: Path) -> ExperimentTables:
         edges=read_if_any("edge_search", "edges"),
         sweep=read_if_any("temperature_tuning", "temperature_sweep"),
     )
+
+
+def plain_value(value: Any) -> Any:
+    """A table's value as JSON has it: of Python's own types, null where it is missing."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if pd.isna(value) else value

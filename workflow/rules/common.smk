@@ -10,6 +10,7 @@ from sgdphases.config import (
 )
 from sgdphases.fingerprint import stage_fingerprint
 from sgdphases.scripting import ending_on_bad_input, refuse_unwritable
+from sgdphases.sections import momenta_of
 from sgdphases.workflow import (
     dataset_files,
     generated_datasets,
