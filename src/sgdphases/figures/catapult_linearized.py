@@ -77,7 +77,9 @@ def plot_kernel_change(tables: ExperimentTables) -> tuple[Figure, pd.DataFrame]:
         line = means[means["width"] == width]
         axes[0].plot(line["step"], line["kernel_change"], color=color, marker="o", label=f"{width}")
     axes[0].set(xlabel="step t", ylabel="relative change of the kernel", yscale="log")
-    axes[0].legend(title="width", loc="best", ncols=2)
+    # Room for the legend below the lines.
+    axes[0].set_ylim(bottom=0.25 * means["kernel_change"].min())
+    axes[0].legend(title="width", loc="lower right", ncols=3)
     last = changes[changes["step"] == changes["step"].max()]
     line = means[means["step"] == changes["step"].max()]
     axes[1].plot(last["width"], last["kernel_change"], linestyle="none", marker="o", alpha=0.5)
