@@ -14,7 +14,9 @@ from sgdphases import batches, training
 from sgdphases.batches import batch_indices
 from sgdphases.datasets.loading import Dataset
 from sgdphases.hyperparameters import complete_run
+from sgdphases.lowering import candidate_lowerings
 from sgdphases.models import build_network
+from sgdphases.runs import Lowering
 from sgdphases.training import Execution, train_shard
 
 NUM_STEPS = 20
@@ -508,6 +510,18 @@ def test_a_long_job_tries_its_lowerings_and_keeps_the_choice(
     assert len(seconds) > 1
     # A step of nothing would take no time: every candidate took all steps.
     assert all(1e-7 < value < 60 for value in seconds)
+
+
+def test_a_users_own_convolutions_are_not_put_into_a_loop_on_cpu():
+    """Whatever is asked for, they are XLA's, a hundred times slower there."""
+    own = candidate_lowerings("cpu", 8, 1, has_convolutions=True, is_own_model=True)
+    assert own[0] == Lowering(1, "native", "stepwise")
+    assert {lowering.convolution for lowering in own} == {"native"}
+    several = candidate_lowerings("cpu", 8, 2, has_convolutions=True, is_own_model=True)
+    assert {lowering.loop for lowering in several} == {"compiled"}
+    assert candidate_lowerings("cpu", 8, 1, True)[0] == Lowering(1, "explicit")
+    dense = candidate_lowerings("cpu", 8, 1, has_convolutions=False, is_own_model=True)
+    assert dense == candidate_lowerings("cpu", 8, 1, has_convolutions=False)
 
 
 # PyTorch, with the same weights and batches.

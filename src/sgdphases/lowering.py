@@ -35,6 +35,7 @@ def candidate_lowerings(
     runs_per_device: int,
     num_devices: int,
     has_convolutions: bool,
+    is_own_model: bool = False,
 ) -> list[Lowering]:
     """The lowerings worth trying; the first one is used where no trial is worth its time.
 
@@ -46,6 +47,8 @@ def candidate_lowerings(
         runs_per_device: Runs on each device.
         num_devices: Number of devices; with one, steps can be calls from the host.
         has_convolutions: Whether the network has convolutions.
+        is_own_model: Whether the network is a user's own: its convolutions are XLA's, however they
+            are asked for, and slow within a loop on CPU.
 
     Returns:
         Distinct lowerings.
@@ -57,6 +60,10 @@ def candidate_lowerings(
             # A batched kernel would turn XLA's convolution into a grouped one, which is slow.
             found.append(Lowering(1, "native"))
         return list(dict.fromkeys(found))
+    if has_convolutions and is_own_model:
+        found = [Lowering(1, "native"), Lowering(everything, "native")]
+        stepwise = [Lowering(1, "native", "stepwise")] if num_devices == 1 else []
+        return list(dict.fromkeys([*stepwise, *found]))
     if has_convolutions:
         found = [Lowering(1, "explicit"), Lowering(1), Lowering(everything)]
         found += [Lowering(1, "native", "stepwise")] if num_devices == 1 else []

@@ -44,6 +44,7 @@ from sgdphases.lowering import (
     is_worth_a_trial,
 )
 from sgdphases.measurements import Measurement, Member, Samples, measure_runs
+from sgdphases.model_table import is_user_model
 from sgdphases.models import Network, build_network, parameter_dtype, single_run_convolution
 from sgdphases.models.heads import correlation_of_norm, spread_of
 from sgdphases.optimizers import OptimizerRule
@@ -747,6 +748,7 @@ class _Trainer:
             self.runs_per_device,
             self.mesh.size,
             self.has_convolutions,
+            is_user_model(self.shared["model"]),
         )
         candidates = [
             candidate
