@@ -141,6 +141,17 @@ def test_a_richness_without_an_edge_is_shown_as_such(tables, tmp_path):
     assert shown.loc[shown["richness"] == 1e4, "region"].isna().all()
 
 
+def test_a_cell_that_is_not_settled_is_hatched(tables):
+    chosen = (tables.runs["richness"] == 1.0) & (tables.runs["depth"] == 3)
+    runs = tables.runs.copy()
+    runs.loc[chosen, ["peak_train_loss", "final_train_loss"]] = [3.0, 1.0]
+    figure, plotted = PLOTS["richness/fig1c"](dataclasses.replace(tables, runs=runs))
+    hatched = [patch for patch in figure.axes[0].patches if patch.get_hatch()]
+    plt.close(figure)
+    assert len(hatched) == (plotted["region"] == "unsettled").sum() == 7
+    assert all(patch.get_x() < 1.0 < patch.get_x() + patch.get_width() for patch in hatched)
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", sorted(PLOTS))
 def test_figures_show_every_case(tables, name, tmp_path):

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from numpy.typing import ArrayLike, NDArray
 
 from sgdphases.figures.style import LINE_COLOR, ORDERED_PALETTE
@@ -19,6 +19,12 @@ DIVERGENT_COLOR = "#b8b8b8"
 CATAPULT_COLOR = "#d1662b"
 _HATCH_COLOR = "#5a5a5a"
 _MARKED_COLUMNS = 33
+_UNSETTLED_STYLE: dict[str, Any] = {
+    "facecolor": "none",
+    "edgecolor": _HATCH_COLOR,
+    "hatch": "/////",
+    "linewidth": 0,
+}
 _NO_RATE_STYLE: dict[str, Any] = {
     "facecolor": "none",
     "edgecolor": "#c4c4c4",
@@ -161,6 +167,11 @@ def draw_columns(axis: Axes, cells: pd.DataFrame, column: str, norm: Normalize) 
                 cmap=ORDERED_PALETTE,
                 rasterized=True,
             )
+        regions = column_cells["region"]
+        for region, bottom, top in zip(regions, ends[1][:-1], ends[1][1:], strict=True):
+            if region == "unsettled":
+                size = right - left, top - bottom
+                axis.add_patch(Rectangle((left, bottom), *size, **_UNSETTLED_STYLE))
     catapults = cells[cells["region"] == "catapult"]
     axis.plot(
         catapults["richness"],
@@ -248,9 +259,7 @@ def portrait_key(regions: NDArray[np.object_]) -> list[Patch | Line2D]:
             )
         )
     if "unsettled" in present:
-        handles.append(
-            Patch(facecolor="none", edgecolor=_HATCH_COLOR, hatch="/////", label="not settled")
-        )
+        handles.append(Patch(**_UNSETTLED_STYLE, label="not settled"))
     if "divergent" in present:
         handles.append(Patch(facecolor=DIVERGENT_COLOR, label="diverged"))
     handles.append(Line2D([], [], color=LINE_COLOR, linestyle=(0, (4, 2)), label="theory"))
