@@ -16,7 +16,7 @@ from sgdphases.claims.richness import (
     portraits_of,
     within_tolerance,
 )
-from sgdphases.claims.richness_theory import Exponent, farthest, within
+from sgdphases.claims.richness_theory import MSE, Exponent, farthest, within
 from sgdphases.claims.types import ClaimMeasure, Measurement
 from sgdphases.portraits import weight_matrices
 from sgdphases.tables import ExperimentTables
@@ -36,8 +36,9 @@ _RULE_TOLERANCE = 0.01
 
 
 def scheduled_portraits(tables: ExperimentTables, optimizer: str) -> list[Portrait]:
-    """The portraits of both losses with one optimiser."""
-    return portraits_of(tables, {"loss": "{}"}, optimizer=optimizer)
+    """The portraits of both losses with one optimiser, squared errors first."""
+    portraits = portraits_of(tables, {"loss": "{}"}, optimizer=optimizer)
+    return sorted(portraits, key=lambda portrait: portrait.loss != MSE)
 
 
 def _scheduled(tables: ExperimentTables) -> Measurement:
@@ -159,11 +160,9 @@ def _residual(tables: ExperimentTables) -> Measurement:
 # --- figures 1d, 14 and 15: architectures ---
 
 
-def model_portraits(
-    tables: ExperimentTables, model: str, names: dict[str, str] | None = None
-) -> list[Portrait]:
-    """The portraits of one model, told apart by further columns."""
-    return portraits_of(tables, names or {"model": "{}"}, model=model)
+def model_portraits(tables: ExperimentTables, model: str, names: dict[str, str]) -> list[Portrait]:
+    """The portraits of one model, told apart by columns, and how each is named."""
+    return portraits_of(tables, names, model=model)
 
 
 def _cut_off(tables: ExperimentTables) -> Measurement:

@@ -12,6 +12,7 @@ from sgdphases.claims.richness_portraits import (
     scheduled_portraits,
     single_index_portraits,
 )
+from sgdphases.claims.richness_theory import MSE
 from sgdphases.figures.richness import (
     LOSS_NAMES,
     RELATIVE_LOSS,
@@ -46,7 +47,7 @@ def plot_scheduled_exponents(tables: ExperimentTables) -> Drawn:
     """Exponents of the edges of figures 10 and 12."""
     groups = {
         name: [
-            portrait.named("MSE" if portrait.loss == "mean_squared_error" else "CE")
+            portrait.named("MSE" if portrait.loss == MSE else "CE")
             for portrait in scheduled_portraits(tables, optimizer)
         ]
         for optimizer, name in (("sgd", "SGD"), ("adam", "Adam"))
@@ -54,7 +55,7 @@ def plot_scheduled_exponents(tables: ExperimentTables) -> Drawn:
     return draw_exponents(tables, groups, height=3.2)
 
 
-def plot_model(model: str, shown: Shown, names: dict[str, str] | None = None) -> Plot:
+def plot_model(model: str, shown: Shown, names: dict[str, str]) -> Plot:
     """Figures 1d, 14 and 15: portraits of one model."""
 
     def plot(tables: ExperimentTables) -> Drawn:
@@ -106,9 +107,11 @@ def plot_scalings(tables: ExperimentTables) -> Drawn:
 
 
 _TEMPERATURES = {"attention_temperature": "T = {:g}"}
+_CONVNET = {"model": "ConvNet"}
+_TRANSFORMER = {"model": "vision transformer"}
 
 PLOTS: dict[str, Plot] = {
-    "richness/fig1d": plot_model("rich_cnn_L4", TEST_ACCURACY),
+    "richness/fig1d": plot_model("rich_cnn_L4", TEST_ACCURACY, _CONVNET),
     "richness/fig10": plot_scheduled("sgd"),
     "richness/fig12": plot_scheduled("adam"),
     "richness/exponents_schedules": plot_scheduled_exponents,
@@ -116,8 +119,8 @@ PLOTS: dict[str, Plot] = {
     "richness/fig13b": plot_single_index,
     "richness/fig13c": plot_widths,
     "richness/fig13d": plot_single_index,
-    "richness/fig14a": plot_model("rich_cnn_L4", TRAIN_ACCURACY),
-    "richness/fig14b": plot_model("rich_vit", TRAIN_ACCURACY),
+    "richness/fig14a": plot_model("rich_cnn_L4", TRAIN_ACCURACY, _CONVNET),
+    "richness/fig14b": plot_model("rich_vit", TRAIN_ACCURACY, _TRANSFORMER),
     "richness/fig14c": plot_model("rich_vit", TRAIN_ACCURACY, {"normalisation": "{}"}),
     "richness/fig15": plot_model("rich_vit", TRAIN_ACCURACY, _TEMPERATURES),
     "richness/fig25": plot_depths("mup"),
@@ -125,5 +128,5 @@ PLOTS: dict[str, Plot] = {
     "richness/fig28": plot_batch_sizes,
     "richness/fig39": plot_scalings,
     "richness/fig39_cnn": plot_scalings,
-    "richness/full_portrait": plot_model("rich_mlp_L3", TEST_ACCURACY),
+    "richness/full_portrait": plot_model("rich_mlp_L3", TEST_ACCURACY, {"depth": "L={:.0f}"}),
 }
