@@ -93,7 +93,7 @@ def catapult(run, step):
 def width(run, step):
     power = -0.5 if run["parametrisation"] == "ntk" else 0.0
     return {
-        "test_loss": falling(step, 1.0, -0.2 - 0.1 / run["width"]),
+        "test_loss": falling(step, 1.0, -0.2 - 0.1 / run["width"] / (1 + run["richness"])),
         "feature_movement": 0.01 * step * run["width"] ** power if step < 100 else np.nan,
     }
 
@@ -225,6 +225,13 @@ def test_a_best_rate_that_depends_on_the_width_is_not_stable(tables):
     shift = np.log(runs["learning_rate"] / runs["width"]) ** 2
     moved = dataclasses.replace(tables["widths"], runs=runs.assign(final_train_loss=shift))
     assert scored({"widths": moved}, "RICH-37")["verdict"] == "not reproduced"
+
+
+def test_widths_that_lie_no_closer_at_large_richness_are_not_reproduced():
+    same = make("widths", lambda run, step, values: {**values, "test_loss": 1 / (1 + step)})
+    row = scored({"widths": same}, "RICH-37")
+    assert row["verdict"] == "not reproduced"
+    assert row["detail"].startswith("rich_mlp_L3 mean_squared_error: widths lie no closer")
 
 
 def test_another_kernel_is_not_reproduced(tables):

@@ -20,7 +20,6 @@ from sgdphases.claims.richness_dynamics import (
     RICH,
     Group,
     batch_curves,
-    best_rates,
     chosen_runs,
     curve,
     function_correlation,
@@ -36,6 +35,7 @@ from sgdphases.claims.richness_dynamics import (
     rows_of,
     spectrum_names,
     squared_error_groups,
+    width_curves,
     width_runs,
 )
 from sgdphases.claims.richness_theory import CROSS_ENTROPY, MSE, Window, having, within
@@ -57,6 +57,7 @@ Drawn = tuple[Figure, pd.DataFrame]
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _LOSS_NAMES = {MSE: "squared errors", CROSS_ENTROPY: "cross-entropy"}
 _MOST_LEGEND_ENTRIES = 9
+_MOST_COLUMNS = 3
 _LAYER_COLORS = ("#3b6fb6", "#d1662b", "#4f9a5b", "#8a63a8", "#7a7a7a")
 _PAIR_COLORS = {"lazy-lazy": "#3b6fb6", "rich-rich": "#d1662b", "lazy-rich": "#7a7a7a"}
 
@@ -510,25 +511,23 @@ def plot_movement(tables: ExperimentTables) -> Drawn:
 def plot_rescaled_time(tables: ExperimentTables) -> Drawn:
     """Figures 16, 24, 30, 31, 41 and 42: losses and alignment of rich networks over time."""
     groups = groups_of(tables.runs)
-    count = len(groups)
-    figure, axes = panels(3 * count, columns=count, height=2.2)
-    colors = _richness_colors(numbers(tables.runs, "richness"))
-    letters = _letters(len(axes))
-    rows = (
+    columns = (
         ("train_loss", False, "training loss"),
         ("train_loss", True, "training loss"),
         ("kernel_target_alignment_last_layer", True, "alignment"),
     )
+    figure, axes = panels(len(columns) * len(groups), columns=len(columns), height=2.2)
+    colors = _richness_colors(numbers(tables.runs, "richness"))
+    letters = _letters(len(axes))
     pieces = []
     for i, group in enumerate(groups):
-        for row, (column, is_rescaled, label) in enumerate(rows):
-            place = row * count + i
+        for j, (name, is_rescaled, label) in enumerate(columns):
+            place = len(columns) * i + j
             part = _draw_over_time(
-                axes[place], tables, _first_seed(group.runs), column, colors, is_rescaled
+                axes[place], tables, _first_seed(group.runs), name, colors, is_rescaled
             )
-            if i == 0:
-                axes[place].set_ylabel(label)
-            name_panel(axes[place], letters[place], group.name if row == 0 else "")
+            axes[place].set_ylabel(label)
+            name_panel(axes[place], letters[place], group.name if j == 0 else "")
             pieces.append(part.assign(panel=letters[place]))
     _richness_legend(figure, colors)
     return figure, _stack(pieces)
@@ -596,7 +595,7 @@ def plot_precision(tables: ExperimentTables) -> Drawn:
 def plot_catapults(tables: ExperimentTables) -> Drawn:
     """Figures 4a, 36 and 37: losses over time above the critical rate; the kernel at the start."""
     groups = groups_of(tables.runs)
-    figure, axes = panels(len(groups) + 1, columns=min(3, len(groups) + 1))
+    figure, axes = panels(len(groups) + 1, columns=min(_MOST_COLUMNS, len(groups) + 1))
     colors = _richness_colors(numbers(tables.runs, "richness"))
     letters = _letters(len(axes))
     pieces = []
@@ -635,48 +634,54 @@ def plot_catapults(tables: ExperimentTables) -> Drawn:
 
 
 def plot_widths(tables: ExperimentTables) -> Drawn:
-    """Figures 17 to 22: losses over time at the best rate, and final losses over the rate."""
+    """Figures 17 to 22: losses over time at one rate, and final losses over the rate."""
     runs = width_runs(tables)
-    best = best_rates(runs)
-    cases = best[["model", "loss", "richness"]].drop_duplicates()
-    count = len(cases)
-    figure, axes = panels(2 * count, columns=count, height=2.4)
+    cases = width_curves(tables)
+    columns = min(_MOST_COLUMNS, len(cases))
+    blocks = -(-len(cases) // columns)
+    figure, axes = panels(2 * blocks * columns, columns=columns, height=2.4)
     widths = np.unique(numbers(runs, "width"))
     colors = dict(zip(widths.tolist(), ordered_colors(widths), strict=True))
     letters = _letters(len(axes))
+    has_names = len({(case.model, case.loss) for case in cases}) > 1
     pieces = []
-    for i, case in enumerate(rows_of(cases)):
-        over_time, over_rate = axes[i], axes[count + i]
-        values = {name: case[name] for name in ("model", "loss", "richness")}
+    for i, case in enumerate(cases):
+        place = 2 * columns * (i // columns) + i % columns
+        over_time, over_rate = axes[place], axes[place + columns]
+        values: dict[str, str | float] = {
+            "model": case.model,
+            "loss": case.loss,
+            "richness": case.richness,
+        }
         part = runs[having(runs, **values)]
-        # One rate for all widths: the best of the widest.
-        rate = float(best[having(best, **values)].sort_values("width")["learning_rate"].iloc[-1])
         for width, color in colors.items():
-            wide = part[having(part, width=int(width))].sort_values("learning_rate")
+            if width in case.losses.columns:
+                losses = case.losses[width][case.losses.index > 0]
+                over_time.plot(losses.index, losses, color=color)
+                shown = pd.DataFrame({"step": losses.index, "value": losses.to_numpy()})
+                pieces.append(shown.assign(**values, width=int(width), panel=letters[place]))
+            wide = part[having(part, width=int(width))]
             kept = wide[(wide["status"] != "diverged").to_numpy(dtype=bool)]
             ends = kept.groupby("learning_rate", as_index=False).agg(
                 value=("final_train_loss", "mean")
             )
             over_rate.plot(ends["learning_rate"], ends["value"], color=color, marker="o")
-            pieces.append(ends.assign(**values, width=int(width), panel=letters[count + i]))
-            chosen = wide[np.isclose(numbers(wide, "learning_rate"), rate)].head(1)
-            for run in rows_of(chosen):
-                recorded = curve(tables, run["run_id"])
-                recorded = recorded[(recorded["step"] > 0).to_numpy(dtype=bool)]
-                over_time.plot(recorded["step"], recorded["test_loss"], color=color)
-                shown = recorded[["step", "test_loss"]].rename(columns={"test_loss": "value"})
-                pieces.append(shown.assign(**values, width=int(width), panel=letters[i]))
+            name = letters[place + columns]
+            pieces.append(ends.assign(**values, width=int(width), panel=name))
         for axis, label in ((over_time, "step t"), (over_rate, "learning rate η")):
             axis.set_xscale("log")
             axis.set_yscale("log")
             axis.set_xlabel(label)
-        title = f"γ = {_richness_name(float(case['richness']))}"
-        if cases["model"].nunique() * cases["loss"].nunique() > 1:
-            title = f"{case['model']}, {'MSE' if case['loss'] == MSE else 'CE'}, {title}"
-        name_panel(over_time, letters[i], title)
-        name_panel(over_rate, letters[count + i])
-    axes[0].set_ylabel("test loss")
-    axes[count].set_ylabel("final training loss")
+        title = f"γ = {_richness_name(case.richness)}"
+        if has_names:
+            title = f"{case.model}, {'MSE' if case.loss == MSE else 'CE'}, {title}"
+        name_panel(over_time, letters[place], title)
+        name_panel(over_rate, letters[place + columns])
+        if place % columns == 0:
+            over_time.set_ylabel("test loss")
+            over_rate.set_ylabel("final training loss")
+    for axis in axes:
+        axis.set_visible(bool(axis.lines))
     handles = [Line2D([], [], color=c, label=f"N = {int(width)}") for width, c in colors.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=6)
     return figure, _stack(pieces)
@@ -704,7 +709,7 @@ def plot_movement_in_width(tables: ExperimentTables) -> Drawn:
             )
         axis.set_xlabel("width N")
         name_panel(axis, letter, "NTK, γ = 1" if name == "ntk" else "µP, γ = 1")
-    axes[0].set_ylabel("movement of the last hidden layer")
+    axes[0].set_ylabel("movement of activations")
     handles = [
         Line2D([], [], color=c, marker="o", label=f"step {int(s)}") for s, c in colors.items()
     ]
@@ -716,7 +721,7 @@ def plot_movement_in_width(tables: ExperimentTables) -> Drawn:
 def plot_batch_sizes(tables: ExperimentTables) -> Drawn:
     """Figure 27: losses over time for several batch sizes at the same learning rate."""
     found = batch_curves(tables)
-    figure, axes = panels(len(found), columns=min(3, len(found)))
+    figure, axes = panels(len(found), columns=min(_MOST_COLUMNS, len(found)))
     sizes = sorted({int(size) for part in found for size in part.losses.columns})
     colors = dict(zip(sizes, ordered_colors(sizes), strict=True))
     letters = _letters(len(axes))
