@@ -56,12 +56,12 @@ def plot_final_curvature(tables: ExperimentTables) -> Plotted:
 
 def plot_curvature_with_decay(tables: ExperimentTables) -> Plotted:
     """Figure S9: curvature of a Wide ResNet with L2, over time and at a physical time."""
-    return catapult.plot_curvature_panels(early_dynamics(tables, decayed=True), (2.0, 4.0, 12.0))
+    return catapult.plot_curvature_panels(early_dynamics(tables, decayed=True), _LINES)
 
 
 def plot_curvature_in_ntk_parametrisation(tables: ExperimentTables) -> Plotted:
     """Figure S11: the same in NTK parametrisation, without L2."""
-    return catapult.plot_curvature_panels(early_dynamics(tables, "ntk"), (2.0, 4.0, 12.0))
+    return catapult.plot_curvature_panels(early_dynamics(tables, "ntk"), _LINES)
 
 
 def _draw_accuracy(axis: Axes, runs: pd.DataFrame, stages: dict[str, str]) -> pd.DataFrame:
