@@ -169,7 +169,7 @@ def fewer(tables):
         ("RICH-40", steeper, "rich largest"),
         ("RICH-40", without(optimizer="sgd", edge="convergence"), "not fitted: "),
         ("RICH-41", steeper, "rich largest"),
-        ("RICH-41", without(optimizer="adam", richness=1e3), "nothing trains at richness 1000"),
+        ("RICH-41", without(optimizer="adam", richness=1e5), "nothing trains at richness 100000"),
         ("RICH-42", steeper, "rich largest"),
         ("RICH-44", scaled(lambda g: g**-0.5, parametrisation="mup"), "12 blocks 0.5"),
         ("RICH-44", scaled(lambda g: g**0.5, num_blocks=12, parametrisation="depth_mup"), "differ"),
