@@ -841,7 +841,7 @@ def _stable_rate(tables: ExperimentTables) -> Measurement:
     unmet = [
         f"{model} {loss}: widths lie no closer at large richness"
         for (model, loss), by_richness in distances.items()
-        if not by_richness[-1] < by_richness[0]
+        if len(by_richness) > 1 and not by_richness[-1] < by_richness[0]
     ]
     return Measurement(max(ratios), detail="; ".join(listed), unmet="; ".join(unmet))
 
