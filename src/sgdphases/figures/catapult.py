@@ -215,23 +215,24 @@ def plot_momentum_curvature(tables: ExperimentTables) -> tuple[Figure, pd.DataFr
 
 
 def plot_curvature_panels(
-    tables: ExperimentTables, constants: Sequence[float]
+    tables: ExperimentTables, constants: Sequence[float], scale: str = "linear"
 ) -> tuple[Figure, pd.DataFrame]:
     """Curvature over time, and at the end of training against the learning rate.
 
     Args:
         tables: Tables of the runs.
         constants: Where lines c/λ₀ are drawn.
+        scale: linear or log, of the curvature.
     """
     figure, axes = panels(2, height=3.0)
     curvature = _curves(tables, "ntk_top_eigenvalue", count=6)
     _draw_curves(axes[0], curvature, "physical_time", "ntk_top_eigenvalue")
-    axes[0].set(xlabel="physical time t·η", ylabel="curvature λ")
+    axes[0].set(xlabel="physical time t·η", ylabel="curvature λ", yscale=scale)
     axes[0].set_xlim(left=0)
     axes[0].legend(title="η·λ₀/2", loc="best", ncols=2)
     name_panel(axes[0], "a")
     final = _by_rate(axes[1], tables, "final_ntk_top_eigenvalue", constants)
-    axes[1].set(ylabel="λ at the end")
+    axes[1].set(ylabel="λ at the end", yscale=scale)
     _name_beside(axes[1], "b")
     tidy = [
         curvature.assign(panel="a").rename(columns={"ntk_top_eigenvalue": "value"}),

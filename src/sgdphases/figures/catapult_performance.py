@@ -56,12 +56,12 @@ def plot_final_curvature(tables: ExperimentTables) -> Plotted:
 
 def plot_curvature_with_decay(tables: ExperimentTables) -> Plotted:
     """Figure S9: curvature of a Wide ResNet with L2, over time and at a physical time."""
-    return catapult.plot_curvature_panels(early_dynamics(tables, decayed=True), _LINES)
+    return catapult.plot_curvature_panels(early_dynamics(tables, decayed=True), _LINES, "log")
 
 
 def plot_curvature_in_ntk_parametrisation(tables: ExperimentTables) -> Plotted:
     """Figure S11: the same in NTK parametrisation, without L2."""
-    return catapult.plot_curvature_panels(early_dynamics(tables, "ntk"), _LINES)
+    return catapult.plot_curvature_panels(early_dynamics(tables, "ntk"), _LINES, "log")
 
 
 def _draw_accuracy(axis: Axes, runs: pd.DataFrame, stages: dict[str, str]) -> pd.DataFrame:
