@@ -339,3 +339,33 @@ def test_performance_has_both_stages(styled):
     assert plotted["relative_learning_rate"].max() == EDGE
     _, train = figures.PLOTS["catapult/figS6ab"](make_tables())
     assert train["accuracy"].max() > plotted["accuracy"].max()
+
+
+@pytest.mark.slow
+def test_a_wide_resnet_from_the_grid_to_its_claims(workspace):
+    """With augmentation, batch norm, L2, budgets of both kinds and a final phase."""
+    name = "catapult/wrn_performance"
+    drawn = [f"results/figures/catapult/{figure}.svg" for figure in ("fig1b", "fig5cd", "figS6ab")]
+    arguments = ["--config", "scale=smoke", f'experiments=["{name}"]', "--"]
+    result = workspace.snakemake(*arguments, *drawn, "results/claims.parquet", timeout=900)
+    assert result.returncode == 0, result.output
+    assert all((workspace.path / path).stat().st_size > 10_000 for path in drawn)
+    folder = workspace.path / "results/experiments" / name
+    runs = pd.read_parquet(folder / "runs.parquet").set_index("run_id")
+    history = pd.read_parquet(folder / "history.parquet")
+    finished = runs[runs["status"] == "finished"]
+    assert len(finished) >= 4
+    is_timed = finished["budget_physical_time"].notna()
+    assert (finished.loc[~is_timed, "steps"] == 12).all()
+    timed = finished[is_timed]
+    assert (timed["final_steps"] == 4).all()
+    last = history.groupby("run_id")["physical_time"].max().loc[timed.index]
+    before = last - timed["final_steps"] * timed["final_learning_rate"]
+    # The budget of 10, to a step; the smallest rate is ended by 30 steps.
+    expected = np.minimum(10, 30 * timed["learning_rate"])
+    assert (before >= expected - 1e-6).all()
+    assert (before < expected + timed["learning_rate"]).all()
+    claims = pd.read_parquet(workspace.path / "results/claims.parquet").set_index("id")
+    assert claims.loc["CAT-26", "verdict"] in (REPRODUCED, NOT_REPRODUCED)
+    assert claims.loc["CAT-18", "verdict"] == NOT_RUN
+    assert 'experiments=["catapult/wrn_cifar10"]' in claims.loc["CAT-18", "detail"]

@@ -188,6 +188,8 @@ def test_kernel_is_the_gram_matrix_of_the_jacobian(problem):
     jacobian = np.array(rows)
     expected = jacobian @ jacobian.T / 4
     np.testing.assert_allclose(linear_model.kernel(first, second, inputs)[0], expected, atol=1e-8)
+    fisher = linear_model.fisher_matrix(first, second, inputs)[0]
+    np.testing.assert_allclose(fisher, jacobian.T @ jacobian / 4, atol=1e-8)
 
 
 def test_closed_updates_match_one_step_of_descent(problem):

@@ -378,6 +378,17 @@ def _update_deviation(tables: ExperimentTables) -> Measurement:
     )
 
 
+def _fisher_deviation(tables: ExperimentTables) -> Measurement:
+    """CAT-43: largest deviation of the spectra of kernel and Fisher matrix, over λ."""
+    deviation = numbers(tables.runs, "fisher_deviation")
+    width, samples = (int(tables.runs[name].iloc[0]) for name in ("width", "num_samples"))
+    detail = (
+        f"{len(deviation)} linear networks of width {width} at the end of their runs, {samples} "
+        "samples, one output; all eigenvalues, the zeros included"
+    )
+    return Measurement(float(np.max(deviation)), detail=detail)
+
+
 def _linear_model_edges(tables: ExperimentTables) -> Measurement:
     """CAT-12: edges of the full linear model over their predictions, the farthest from 1."""
     runs = tables.runs
@@ -434,4 +445,5 @@ MEASURES: dict[str, ClaimMeasure] = {
     "CAT-11": ClaimMeasure("linear_updates", None, 1e-10, _update_deviation),
     "CAT-12": ClaimMeasure("linear_model_thresholds", 0.9, 1.1, _linear_model_edges),
     "CAT-36": ClaimMeasure("heavy_ball", 0.99, 1.01, _momentum_edge),
+    "CAT-43": ClaimMeasure("linear_updates", None, 1e-8, _fisher_deviation),
 }

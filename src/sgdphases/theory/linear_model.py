@@ -75,6 +75,30 @@ def kernel(first: Vector, second: Vector, inputs: Vector) -> Vector:
     return np.asarray(product / (first.shape[1] * inputs.shape[1]))
 
 
+def fisher_matrix(first: Vector, second: Vector, inputs: Vector) -> Vector:
+    r"""Fisher (Gauss-Newton) matrix of the loss, from the gradients of the outputs.
+
+    .. math:: F_{pq} = \frac{1}{m} \sum_a \partial_p f_a \partial_q f_a
+
+    Args:
+        first: (runs, width, input_dim) weights u.
+        second: (runs, width) weights v.
+        inputs: (runs, num_samples, input_dim).
+
+    Returns:
+        (runs, parameters, parameters), parameters = width * (input_dim + 1).
+
+    Reference:
+        Lewkowycz et al., SM A.
+    """
+    num_runs, num_samples, _ = inputs.shape
+    by_first = second[:, None, :, None] * inputs[:, :, None, :]
+    by_second = np.matmul(inputs, first.transpose(0, 2, 1))
+    gradients = np.concatenate([by_first.reshape(num_runs, num_samples, -1), by_second], axis=2)
+    product = np.matmul(gradients.transpose(0, 2, 1), gradients)
+    return np.asarray(product / (second.shape[1] * num_samples))
+
+
 def weight_step(
     first: Vector, second: Vector, inputs: Vector, error: Vector, learning_rate: Vector
 ) -> tuple[Vector, Vector]:
@@ -352,7 +376,15 @@ def _advance_updates(state: State) -> State:
 
 def _summarise_updates(state: State) -> Columns:
     names = ("error_deviation", "kernel_deviation", "projected_kernel_deviation")
-    return {name: state[name] for name in names}
+    columns = {name: state[name] for name in names}
+    kernel_spectrum = np.linalg.eigvalsh(_kernel_of(state))
+    fisher = fisher_matrix(state["first"], state["second"], state["inputs"])
+    fisher_spectrum = np.linalg.eigvalsh(fisher)
+    # The kernel's eigenvalues come last; before them all are zero.
+    expected = np.zeros_like(fisher_spectrum)
+    expected[:, -kernel_spectrum.shape[1] :] = kernel_spectrum
+    distance = np.abs(fisher_spectrum - expected).max(axis=1)
+    return {**columns, "fisher_deviation": distance / kernel_spectrum[:, -1]}
 
 
 UPDATES = Program(
