@@ -1,11 +1,13 @@
 """What a user gives and cannot work: one clear line, no traceback, nothing half-done.
 
-Each case is a run of the real Snakefile in a copy of the project. Most must end while the workflow
-is parsed, before any job. What only the data can tell must end before any training.
+Most cases must end while the workflow is parsed, before any job; what only the data can tell,
+before any training. The former are given to what the Snakefile calls; the first of each kind, and
+all others, to the real Snakefile in a copy of the project.
 """
 
 import gzip
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.slow
+from sgdphases.errors import InputError
+from sgdphases.workflow import make_plan
 
+PROJECT = Path(__file__).parents[1]
 REAL_DATA = os.environ.get("SGDPHASES_REAL_DATA")
 MNIST_FILES = (
     "train-images-idx3-ubyte.gz",
@@ -369,17 +373,49 @@ CASES = {
 }
 
 
+# The first of each kind.
+BY_SNAKEFILE = {
+    "yaml-invalid",
+    "file-name",
+    "key-unknown",
+    "theory-with-data",
+    "definition-source",
+    "npz-missing",
+    "view-key",
+}
+
+
+assert set(CASES) >= BY_SNAKEFILE
+
+
+def is_of_the_plan(name):
+    """Whether the case needs nothing of Snakemake."""
+    case = CASES[name]
+    of_snakemake = case.job or case.config or "config/config.yaml" in case.files
+    return not of_snakemake and name not in BY_SNAKEFILE
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if callable(content):
+        content(path)
+    else:
+        path.write_text(content, encoding="utf-8")
+
+
+def lay_out(case, folder):
+    """Write what the case describes."""
+    experiment = case.edit if isinstance(case.edit, str) else GOOD.replace(*(case.edit or ("", "")))
+    write(folder / FILE, experiment)
+    for name, content in case.files.items():
+        write(folder / name, content)
+
+
 def run_case(case, workspace):
     """Lay out what the case describes, and run the workflow."""
     for path in (workspace.path / "config/experiments").rglob("*.yaml"):
         path.unlink()
-    experiment = case.edit if isinstance(case.edit, str) else GOOD.replace(*(case.edit or ("", "")))
-    workspace.write(FILE, experiment)
-    for name, content in case.files.items():
-        if callable(content):
-            content(workspace.path / name)
-        else:
-            workspace.write(name, content)
+    lay_out(case, workspace.path)
     scale = [] if "config/config.yaml" in case.files else ["scale=smoke"]
     arguments = ["--config", *scale, *case.config] if scale or case.config else []
     return workspace.path, workspace.snakemake(TARGET, *arguments, **NO_NETWORK)
@@ -397,11 +433,11 @@ def outcomes(request, tmp_path_factory, make_workspace):
         chosen = [name for name in chosen if not CASES[name].marks]
     folder = tmp_path_factory.mktemp("bad_input")
 
-    def lay_out_and_run(name):
+    def run(name):
         return run_case(CASES[name], make_workspace(folder / name))
 
     pool = ThreadPoolExecutor(2)
-    yield {name: pool.submit(lay_out_and_run, name) for name in chosen}
+    yield {name: pool.submit(run, name) for name in chosen}
     pool.shutdown(cancel_futures=True)
 
 
@@ -409,8 +445,29 @@ def found(folder, pattern):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob(pattern))
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if is_of_the_plan(name)])
+def test_the_plan_refuses_it_in_one_line(name, tmp_path, monkeypatch):
+    shutil.copytree(PROJECT / "config/datasets", tmp_path / "config/datasets")
+    lay_out(CASES[name], tmp_path)
+    monkeypatch.chdir(tmp_path)
+    before = found(tmp_path, "*")
+    with pytest.raises(InputError) as refusal:
+        make_plan({"scale": "smoke"})
+    line = str(refusal.value)
+    assert "\n" not in line
+    for part in CASES[name].says:
+        assert part in line
+    assert found(tmp_path, "*") == before
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=case.marks) for name, case in CASES.items()]
+    "name",
+    [
+        pytest.param(name, marks=case.marks)
+        for name, case in CASES.items()
+        if not is_of_the_plan(name)
+    ],
 )
 def test_one_line_and_nothing_done(name, outcomes):
     case = CASES[name]
@@ -437,6 +494,7 @@ def test_one_line_and_nothing_done(name, outcomes):
         assert found(results / "datasets", ".*") == []
 
 
+@pytest.mark.slow
 def test_the_good_experiment_is_good(workspace):
     """Otherwise a case could fail for another reason than its own."""
     _, result = run_case(Case([]), workspace)
