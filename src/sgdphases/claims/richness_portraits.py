@@ -18,7 +18,7 @@ from sgdphases.claims.richness import (
 )
 from sgdphases.claims.richness_theory import MSE, Exponent, farthest, within
 from sgdphases.claims.types import ClaimMeasure, Measurement
-from sgdphases.portraits import weight_matrices
+from sgdphases.portraits import PortraitRules, weight_matrices
 from sgdphases.tables import ExperimentTables
 
 _TOLERANCE = 0.2
@@ -266,11 +266,17 @@ def _other_scalings(tables: ExperimentTables) -> Measurement:
     ]
     if not losses[0] > losses[1]:
         unmet.append(f"γ^(2/{depth + 1}) does not train more slowly than γ^(2/{depth})")
+    initial, final = (
+        steepest[f"{name}_train_loss"].to_numpy(dtype=np.float64, na_value=np.nan)
+        for name in ("initial", "final")
+    )
+    trained = richness[PortraitRules().has_trained(initial, final)]
+    upto = f"trains up to richness {trained.max():g}" if trained.size else "never trains"
     return Measurement(
         threshold,
-        detail=f"γ^(3/{depth}) diverges in {int(diverges.sum())} of {len(diverges)} runs; at "
-        f"richness {richness[-1]:g} the loss falls to {losses[0]:.3g} under γ^(2/{depth + 1}), to "
-        f"{losses[1]:.3g} under γ^(2/{depth})",
+        detail=f"γ^(3/{depth}) {upto} and diverges in {int(diverges.sum())} of {len(diverges)} "
+        f"runs; at richness {richness[-1]:g} the loss falls to {losses[0]:.3g} under "
+        f"γ^(2/{depth + 1}), to {losses[1]:.3g} under γ^(2/{depth})",
         unmet="; ".join(unmet),
     )
 
