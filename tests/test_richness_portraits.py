@@ -35,7 +35,7 @@ def rate(edge, run):
     if run["model"] == "rich_resconv":
         # Of the networks tried, the deepest have the largest exponent, in muP alone.
         depth = 4 if run["parametrisation"] == "depth_mup" else 4 / np.log2(run["num_blocks"] + 3)
-        if run["parametrisation"] == "mup" and run["num_blocks"] >= 12:
+        if run["parametrisation"] == "mup" and run["num_blocks"] >= 8:
             depth = 2
     depth = depth or 3
     if adam:
@@ -171,8 +171,8 @@ def fewer(tables):
         ("RICH-41", steeper, "rich largest"),
         ("RICH-41", without(optimizer="adam", richness=1e5), "nothing trains at richness 100000"),
         ("RICH-42", steeper, "rich largest"),
-        ("RICH-44", scaled(lambda g: g**-0.5, parametrisation="mup"), "12 blocks 0.5"),
-        ("RICH-44", scaled(lambda g: g**0.5, num_blocks=12, parametrisation="depth_mup"), "differ"),
+        ("RICH-44", scaled(lambda g: g**-0.5, parametrisation="mup"), "8 blocks 0.5"),
+        ("RICH-44", scaled(lambda g: g**0.5, num_blocks=8, parametrisation="depth_mup"), "differ"),
         ("RICH-45", scaled(lambda _: 0.01, normalisation="none"), "mean over"),
         ("RICH-46", fewer, "values of the richness"),
     ],
