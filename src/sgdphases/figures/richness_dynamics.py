@@ -68,10 +68,12 @@ def _letters(count: int) -> list[str]:
 
 
 def _richness_name(value: float) -> str:
-    exponent = np.log10(value)
-    if abs(exponent) < 2:
+    if 0.01 < value < 100:
         return f"{value:.3g}"
-    return f"$10^{{{exponent:.3g}}}$"
+    exponent = int(np.floor(np.log10(value) + 1e-9))
+    mantissa = f"{value / 10.0**exponent:.2g}"
+    power = f"$10^{{{exponent}}}$"
+    return power if mantissa == "1" else f"{mantissa}·{power}"
 
 
 def _richness_colors(richness: Iterable[float]) -> dict[float, str]:
