@@ -53,7 +53,7 @@ class ActivationConstant(NamedTuple):
     evidence: str
 
 
-# Of squared errors and plain SGD. What was measured with this package is in DESIGN and README.
+# Of squared errors and plain SGD.
 ACTIVATION_CONSTANTS = {
     "relu": ActivationConstant(
         12.0,
