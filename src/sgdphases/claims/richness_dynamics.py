@@ -481,19 +481,19 @@ class Pair:
 
 
 def function_pairs(group: Group) -> list[Pair]:
-    """The two most lazy and the two richest runs of a seed, in pairs within and across.
+    """The laziest and the richest lazy run of a seed, its two richest runs, and one of each.
 
     Raises:
         ValueError: There are fewer than two of either.
     """
     runs = group.runs[having(group.runs, seed=group.runs["seed"].min())]
     richness = numbers(runs, "richness")
-    lazy, rich = runs[within(richness, LAZY)].head(2), runs[within(richness, RICH)].tail(2)
+    lazy, rich = runs[within(richness, LAZY)], runs[within(richness, RICH)].tail(2)
     if len(lazy) < 2 or len(rich) < 2:
         raise ValueError(f"{group.name}: fewer than two lazy or two rich runs")
     found = []
     for name, a, b in (
-        ("lazy-lazy", lazy.iloc[0], lazy.iloc[1]),
+        ("lazy-lazy", lazy.iloc[0], lazy.iloc[-1]),
         ("rich-rich", rich.iloc[0], rich.iloc[1]),
         ("lazy-rich", lazy.iloc[0], rich.iloc[1]),
     ):
