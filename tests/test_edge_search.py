@@ -114,6 +114,17 @@ def test_an_edge_beyond_the_range_is_reported_and_not_used(dataset, caplog):
         edge_learning_rates(table, "divergence", "richness/test")
 
 
+def test_an_edge_below_the_range_is_reported_and_no_island_is_used(dataset, caplog):
+    """From a rate that trains at once, a search of the smallest one that does finds nothing."""
+    search = EdgeSearch(("training", "divergence"), decades=4)
+    start = {**make_cases({}, **LINEAR)[0], "learning_rate": 0.1}
+    table = search_edges(SETTINGS, [start], dataset, search).set_index("edge")
+    assert np.isnan(table.loc["training", "rate_beyond"])
+    assert table.loc["training", "learning_rate"] == pytest.approx(0.1)
+    assert table.loc["divergence", "rate_beyond"] > table.loc["divergence", "learning_rate"] > 0.1
+    assert "no training edge between the learning rates 0.1 and 1e+03" in caplog.text
+
+
 def test_runs_of_a_case_without_an_edge_are_unreachable_beside_those_of_one_that_has_it(
     dataset, caplog
 ):

@@ -42,6 +42,18 @@ def test_an_island_that_a_coarse_rate_lands_on_does_not_hide_the_edge():
     assert edges.before[0] < 0.4 <= edges.beyond[0]
 
 
+def test_a_range_that_begins_beyond_the_edge_does_not_take_an_island_for_it():
+    """The property ceases to hold at 1e-8, below the range, and holds once more from 1 to 20."""
+
+    def holds(rates):
+        return (rates < 1e-8) | ((rates > 1) & (rates < 20))
+
+    edges = find_edges(holds, np.array([1e-6, 1e-6]), 12.0, 2, 3, holds_below=[True, False])
+    assert edges.is_found.tolist() == [False, True]
+    assert edges.before[0] == pytest.approx(1e-6)
+    assert edges.before[1] < 20 <= edges.beyond[1]
+
+
 @pytest.mark.parametrize(("value", "end"), [(True, 1e6), (False, 1e-6)])
 def test_a_range_without_an_edge_says_how_far_it_was_searched(value, end):
     edges = scan(lambda rates: np.full(rates.shape, value))

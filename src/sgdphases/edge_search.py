@@ -23,6 +23,7 @@ from sgdphases.errors import InputError
 from sgdphases.grid import LEARNING_RATE_UNIT
 from sgdphases.portraits import (
     EDGES,
+    EDGES_FROM_ZERO,
     PortraitRules,
     is_below_edge,
     richness_law,
@@ -176,7 +177,14 @@ class _Shape:
             )
             return below.reshape(rates.shape)
 
-        return find_edges(holds, starts, search.decades, search.rates_per_decade, search.rounds)
+        return find_edges(
+            holds,
+            starts,
+            search.decades,
+            search.rates_per_decade,
+            search.rounds,
+            holds_below=edge in EDGES_FROM_ZERO,
+        )
 
     def train(self, rates: Rates) -> pd.DataFrame:
         key = rates.tobytes()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Rates = NDArray[np.float64]
 
@@ -21,7 +21,8 @@ class Edges:
     Attributes:
         before: (cases,) the largest rate tried of the first stretch of rates at which it holds.
         beyond: (cases,) the smallest rate tried above that, at which it does not; NaN where it
-            never held, or still held at the end of the range: then there is no edge.
+            never held, still held at the end of the range, or ceased to before it begins: then
+            there is no edge.
     """
 
     before: Rates
@@ -39,6 +40,7 @@ def find_edges(
     decades: float,
     rates_per_decade: int,
     rounds: int,
+    holds_below: ArrayLike = False,
 ) -> Edges:
     """Find the end of the first stretch of learning rates at which a property holds.
 
@@ -52,6 +54,9 @@ def find_edges(
         decades: Length of the range.
         rates_per_decade: Rates tried per decade in the first round.
         rounds: Rounds; each divides the bracket by the number of rates tried.
+        holds_below: Whether the property holds at all small enough rates, for all cases or for
+            each: where it does not at the first one, the edge lies below the range, and what
+            follows is an island.
 
     Returns:
         The edges, one per case.
@@ -67,9 +72,10 @@ def find_edges(
         end = after.argmax(axis=1)
         is_inside = held.any(axis=1) & after.any(axis=1)
         if attempt == 0:
-            found = is_inside
+            has_begun = held.any(axis=1) & (held[:, 0] | ~np.asarray(holds_below))
+            found = is_inside & has_begun
             # The ends of the range tell how far it was searched.
-            never = np.where(held.any(axis=1), high, low)
+            never = np.where(has_begun, high, low)
         rows = np.flatnonzero(found & is_inside)
         margin = 2 if attempt == 0 else 1
         low[rows] = exponents[rows, np.maximum(end[rows] - margin, 0)]

@@ -16,6 +16,8 @@ from sgdphases.phases import PEAK_FACTOR
 # training: the first rate that trains. catapult: the last before the loss peaks. convergence: the
 # last of the first stretch that converges. divergence: the last that stays finite.
 EDGES = ("training", "catapult", "convergence", "divergence")
+# Rates that are small enough neither train nor peak nor diverge, but they do not converge either.
+EDGES_FROM_ZERO = ("training", "catapult", "divergence")
 REGIONS = ("untrained", "convergent", "catapult", "unsettled", "divergent")
 
 

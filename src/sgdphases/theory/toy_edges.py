@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgdphases.edges import Edges, Rates, find_edges
-from sgdphases.portraits import PortraitRules, is_below_edge
+from sgdphases.portraits import EDGES_FROM_ZERO, PortraitRules, is_below_edge
 from sgdphases.theory.simulation import State, select
 from sgdphases.theory.toy_simulation import ToyModel, ToyProgram, simulate_toy
 
@@ -70,7 +70,14 @@ def search(
         )
         return below.reshape(rates.shape)
 
-    return find_edges(holds, state["learning_rate"], DECADES, _RATES_PER_DECADE, _ROUNDS)
+    return find_edges(
+        holds,
+        state["learning_rate"],
+        DECADES,
+        _RATES_PER_DECADE,
+        _ROUNDS,
+        holds_below=np.isin(edges, EDGES_FROM_ZERO),
+    )
 
 
 def edge_model(model: ToyModel) -> ToyModel:
