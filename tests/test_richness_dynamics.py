@@ -213,6 +213,22 @@ BROKEN = {
 }
 
 
+def test_an_alignment_that_never_rises_has_not_risen_before_the_drop():
+    def falls(run, step, values):
+        return {**values, "kernel_target_alignment_last_layer": 0.5 / (1 + step)}
+
+    row = scored({"dynamics": make("dynamics", falls)}, "RICH-27")
+    assert (row["verdict"], row["measured"]) == ("not reproduced", 0)
+
+
+def test_a_lazy_run_that_ends_early_does_not_coincide(tables):
+    one = tables["lazy_consistency"]
+    lost = one.runs.loc[one.runs["richness"] == 1e-4, "run_id"]
+    history = one.history[~(one.history["run_id"].isin(lost) & (one.history["step"] > 10))]
+    row = scored({"lazy_consistency": dataclasses.replace(one, history=history)}, "RICH-33")
+    assert (row["verdict"], row["measured"]) == ("not reproduced", np.inf)
+
+
 @pytest.mark.parametrize("claim", sorted(BROKEN))
 def test_claims_fail_where_it_does_not(claim):
     name = MEASURES[claim].experiment
@@ -253,6 +269,23 @@ def test_what_was_not_measured_is_said(tables):
     history = tables["dynamics"].history.drop(columns=["sharpness"])
     row = scored({"dynamics": dataclasses.replace(tables["dynamics"], history=history)}, "RICH-23")
     assert (row["verdict"], row["detail"]) == ("not run", "the runs have no column 'sharpness'")
+
+
+@pytest.mark.parametrize("name", sorted(SHOWN))
+def test_an_experiment_without_its_measurements_is_scored_on_what_is_left(tables, name):
+    kept = ["run_id", "step", "physical_time", "train_loss", "test_loss", "test_accuracy"]
+    history = tables[name].history
+    bare = history.drop(columns=[column for column in history if column not in kept])
+    without = dataclasses.replace(tables[name], history=bare, curvature=None)
+    found = evaluate_claims({f"richness/{name}": without}).set_index("id")
+    of_losses = {"RICH-31", "RICH-32", "RICH-33", "RICH-34", "RICH-35", "RICH-37", "RICH-39"}
+    for claim in sorted(claim for claim in MEASURES if MEASURES[claim].experiment == name):
+        row = found.loc[claim]
+        if claim in of_losses:
+            assert row["verdict"] == "reproduced"
+        else:
+            assert row["verdict"] == "not run"
+            assert "measured" in row["detail"] or "no column" in row["detail"]
 
 
 def test_a_crossing_lies_between_measurements():

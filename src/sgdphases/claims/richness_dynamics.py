@@ -108,6 +108,17 @@ def curve(tables: ExperimentTables, run_id: str) -> pd.DataFrame:
     return history[(history["run_id"] == run_id).to_numpy(dtype=bool)].sort_values("step")
 
 
+def rows_with(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Those rows of a history in which something was measured.
+
+    Raises:
+        ValueError: It was measured in none.
+    """
+    if name not in table.columns or table[name].isna().all():
+        raise ValueError(f"{name} was not measured")
+    return table.dropna(subset=[name])
+
+
 def last_rows(tables: ExperimentTables, runs: pd.DataFrame) -> pd.DataFrame:
     """What was measured at the end of some runs, in their order, beside their richness.
 
@@ -334,10 +345,13 @@ def alignment_rise(tables: ExperimentTables, run: pd.Series) -> tuple[float, flo
 
     Returns:
         Both steps; the first is that of half of the way to the largest alignment; NaN where the
-        loss never drops.
+        alignment never rises, or the loss never drops.
+
+    Raises:
+        ValueError: The alignment was not measured.
     """
     recorded = curve(tables, run["run_id"])
-    aligned = recorded.dropna(subset=["kernel_target_alignment_last_layer"])
+    aligned = rows_with(recorded, "kernel_target_alignment_last_layer")
     values = numbers(aligned, "kernel_target_alignment_last_layer")
     half = (values[0] + values.max()) / 2
     rise = crossing(numbers(aligned, "step"), values, half, rises=True)
@@ -350,7 +364,9 @@ def _silent_alignment(tables: ExperimentTables) -> Measurement:
     for group in groups_of(tables.runs):
         for run in rows_of(chosen_runs(group, RICH)):
             rise, drop = alignment_rise(tables, run)
-            ratios.append((drop / rise, float(run["richness"])))
+            # An alignment that never rises has not risen before a drop.
+            ratio = 0.0 if np.isnan(rise) and np.isfinite(drop) else drop / rise
+            ratios.append((ratio, float(run["richness"])))
     finite = [pair for pair in ratios if np.isfinite(pair[0])]
     if not finite:
         raise ValueError("no rich network's loss dropped")
@@ -453,7 +469,7 @@ def function_correlation(tables: ExperimentTables, first: str, second: str) -> p
         constant.
     """
     columns = ["step", "true_class_outputs"]
-    pair = [curve(tables, name)[columns].dropna() for name in (first, second)]
+    pair = [rows_with(curve(tables, name), columns[1])[columns] for name in (first, second)]
     merged = pair[0].merge(pair[1], on="step")
     values = []
     for a, b in zip(merged["true_class_outputs_x"], merged["true_class_outputs_y"], strict=True):
@@ -611,6 +627,13 @@ def lazy_curves(
     return pd.DataFrame(columns)
 
 
+def _distances(losses: pd.DataFrame, reference: pd.Series) -> pd.Series:
+    """Largest relative distance of each column from a reference over the same steps."""
+    relative = losses.sub(reference, axis=0).abs().div(reference, axis=0)
+    # A run that ended early, as no number, is as far off as can be.
+    return relative.fillna(np.inf).max()
+
+
 def _lazy_collapse(tables: ExperimentTables) -> Measurement:
     """RICH-33: largest relative distance of a lazy loss from the laziest one, in float64."""
     distances = {}
@@ -620,10 +643,7 @@ def _lazy_collapse(tables: ExperimentTables) -> Measurement:
         lazy = losses.loc[:, within(losses.columns.to_numpy(dtype=float), LAZY)]
         if lazy.shape[1] < 2:
             raise ValueError(f"fewer than two lazy runs with {loss}")
-        first = lazy.iloc[:, 0]
-        distances[f"{model} {loss}"] = float(
-            lazy.sub(first, axis=0).abs().div(first, axis=0).max().max()
-        )
+        distances[f"{model} {loss}"] = float(_distances(lazy, lazy.iloc[:, 0]).max())
     if not distances:
         raise ValueError("no run in float64")
     listed = ", ".join(f"{name} {distance:.2g}" for name, distance in distances.items())
@@ -633,9 +653,7 @@ def _lazy_collapse(tables: ExperimentTables) -> Measurement:
 def float32_distances(tables: ExperimentTables) -> pd.Series:
     """Largest relative distance of the loss in float32 from the laziest in float64, by richness."""
     exact = lazy_curves(tables, MSE, "float64").iloc[:, 0]
-    rounded = lazy_curves(tables, MSE, "float32").reindex(exact.index)
-    # A run that ended early, as no number, is as far off as can be.
-    return rounded.sub(exact, axis=0).abs().div(exact, axis=0).fillna(np.inf).max()
+    return _distances(lazy_curves(tables, MSE, "float32").reindex(exact.index), exact)
 
 
 def _float32_limit(tables: ExperimentTables) -> Measurement:
@@ -661,12 +679,11 @@ def _centered(tables: ExperimentTables) -> Measurement:
         having(tables.runs, centered=True, precision="float64"),
         "is centred and in float64",
     )
-    rows = tables.history[
+    first = tables.history[
         (tables.history["step"] == 0).to_numpy(dtype=bool)
         & tables.history["run_id"].isin(runs["run_id"]).to_numpy(dtype=bool)
-    ].dropna(subset=["outputs"])
-    if rows.empty:
-        raise ValueError("outputs were not measured at step 0")
+    ]
+    rows = rows_with(first, "outputs")
     largest = max(
         float(np.abs(np.asarray(values, dtype=float)).max()) for values in rows["outputs"]
     )
@@ -713,10 +730,8 @@ def movement_in_width(tables: ExperimentTables) -> pd.DataFrame:
     runs = tables.runs[within(numbers(tables.runs, "richness"), (1.0, 1.0))]
     rates = set(runs[having(runs, parametrisation="ntk")]["learning_rate"])
     runs = choose(runs, runs["learning_rate"].isin(rates).to_numpy(dtype=bool), "has a rate of NTK")
-    if "feature_movement" not in tables.history.columns:
-        raise ValueError("the movement of features was not measured")
     columns = ["run_id", "parametrisation", "width", "steps"]
-    merged = tables.history.merge(runs[columns], on="run_id").dropna(subset=["feature_movement"])
+    merged = rows_with(tables.history.merge(runs[columns], on="run_id"), "feature_movement")
     # The last step is measured whatever the schedule says.
     steps = numbers(merged, "step")
     moved = merged[(steps > 0) & (steps < numbers(merged, "steps"))]
