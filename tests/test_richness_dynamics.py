@@ -288,6 +288,20 @@ def test_an_experiment_without_its_measurements_is_scored_on_what_is_left(tables
             assert "measured" in row["detail"] or "no column" in row["detail"]
 
 
+def test_the_sharpness_that_counts_is_that_at_the_drop():
+    """Before and long after the drop it is ten times as large, and at the drop 2/η."""
+    late = make(
+        "dynamics",
+        times(
+            ("sharpness",),
+            lambda run, step: 10.0,
+            lambda run, step: not 1 < step * run["learning_rate"] / run["richness"] < 200,
+        ),
+    )
+    row = scored({"dynamics": late}, "RICH-26")
+    assert row["measured"] == pytest.approx(1.0, abs=0.05)
+
+
 def test_a_crossing_lies_between_measurements():
     steps, values = np.array([0.0, 10.0, 20.0]), np.array([1.0, 0.8, 0.4])
     assert crossing(steps, values, 0.6) == pytest.approx(15)
