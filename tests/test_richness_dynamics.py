@@ -213,6 +213,16 @@ BROKEN = {
 }
 
 
+def test_drops_that_coincide_at_the_largest_richness_alone_are_not_reproduced():
+    def drifts(run, step, values):
+        drop = (8 if run["richness"] > 500 else 7) * run["richness"] / run["learning_rate"]
+        return {**values, "train_loss": falling(step, drop, -1.0)}
+
+    row = scored({"rich_consistency": make("rich_consistency", drifts)}, "RICH-35")
+    assert row["verdict"] == "not reproduced"
+    assert row["measured"] == pytest.approx(0.13, abs=0.03)
+
+
 def test_an_alignment_that_never_rises_has_not_risen_before_the_drop():
     def falls(run, step, values):
         return {**values, "kernel_target_alignment_last_layer": 0.5 / (1 + step)}
