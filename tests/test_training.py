@@ -582,7 +582,7 @@ HYPERPARAMETER_TYPES = {
         "label_shift",
     ),
     "int64": ("seed", "width", "depth", "batch_size", "auto_l2_interval"),
-    "bool": ("centered",),
+    "bool": ("centered", "zero_readout"),
     "string": (
         "model",
         "activation",
