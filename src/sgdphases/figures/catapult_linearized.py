@@ -35,9 +35,10 @@ def _draw_by_kind(tables: ExperimentTables, column: str) -> tuple[Figure, pd.Dat
     figure, (axis,) = panels(1, height=3.0)
     kinds = np.unique(plotted["linearize_at"])
     if column == "difference":
-        kinds = kinds[kinds >= 0]
         axis.axhspan(0, SAME_ACCURACY, color=SHADE_COLOR, linewidth=0, zorder=0)
     for kind, color in zip(kinds, ordered_colors(kinds), strict=True):
+        if column == "difference" and kind < 0:  # the network itself, of which it is a difference
+            continue
         line = plotted[plotted["linearize_at"] == kind]
         label = "network" if kind < 0 else f"linearised at step {kind}"
         axis.plot(line[RATE], line[column], color=color, marker="o", label=label)
@@ -45,9 +46,11 @@ def _draw_by_kind(tables: ExperimentTables, column: str) -> tuple[Figure, pd.Dat
             axis.fill_between(
                 line[RATE], line["lowest"], line["highest"], color=color, alpha=0.2, linewidth=0
             )
-    axis.set_xlim(0, 1.02 * plotted[RATE].max())
+    largest = 1.02 * plotted[RATE].max()
+    axis.set_xlim(0, largest)
     axis.set_xlabel(_RATE_LABEL)
-    draw_phase_lines(axis, critical=1.0, constants=_LIMITS)
+    shown = [constant for constant in _LIMITS if constant <= 2 * largest]
+    draw_phase_lines(axis, critical=1.0, constants=shown)
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure, plotted
 
