@@ -101,6 +101,20 @@ def test_claims_fail_where_it_does_not(tables, claim, change):
     assert verdict(wrong, claim) == "not reproduced"
 
 
+def test_a_portrait_without_an_edge_is_no_reproduction(tables):
+    lost = (tables.edges["depth"] == 4) & (tables.edges["edge"] == "convergence")
+    edges = tables.edges.assign(rate_beyond=tables.edges["rate_beyond"].mask(lost))
+    measured = MEASURES["RICH-28"].measure(dataclasses.replace(tables, edges=edges))
+    assert measured.unmet == "not fitted: L=4 lazy largest, L=4 rich largest"
+
+
+@pytest.mark.parametrize("claim", ["RICH-28", "RICH-29"])
+def test_without_squared_errors_there_is_nothing_to_score(tables, claim):
+    chosen = [table[table["loss"] == CROSS_ENTROPY] for table in (tables.runs, tables.edges)]
+    fewer = dataclasses.replace(tables, runs=chosen[0], edges=chosen[1])
+    assert verdict(fewer, claim) == "not run"
+
+
 def test_a_triangle_without_catapults_is_none(tables):
     runs = tables.runs.assign(peak_train_loss=1.0)
     measured = MEASURES["RICH-30"].measure(dataclasses.replace(tables, runs=runs))

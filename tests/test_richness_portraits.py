@@ -190,6 +190,22 @@ def test_without_edges_no_claim_is_scored(claim):
     assert found["verdict"] == "not run"
 
 
+@pytest.mark.parametrize(
+    ("claim", "column", "value", "detail"),
+    [
+        ("RICH-38", "batch_size", 16, "a single batch size"),
+        ("RICH-41", "optimizer", "sgd", "no exponent could be fitted"),
+        ("RICH-44", "parametrisation", "mup", "no residual networks in muP and in Depth-muP"),
+        ("RICH-45", "model", "rich_cnn_L4", "no vision transformers without and with LayerNorm"),
+    ],
+)
+def test_a_grid_that_lacks_what_is_compared_is_not_scored(claim, column, value, detail):
+    tables = make_tables(MEASURES[claim].experiment)
+    runs, edges = (table[table[column] == value] for table in (tables.runs, tables.edges))
+    found = score(dataclasses.replace(tables, runs=runs, edges=edges), claim)
+    assert (found["verdict"], found["detail"]) == ("not run", detail)
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("scale", ["quick", "smoke"])
 @pytest.mark.parametrize("name", sorted(NAMES))

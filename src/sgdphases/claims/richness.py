@@ -1,6 +1,6 @@
 """Claims of the richness paper about trained networks: edges of their portraits."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,6 +32,8 @@ _LAZY_LARGEST = {
     CROSS_ENTROPY: ("divergence", LAZY, 1.0),
 }
 _TOLERANCE = 0.2
+# What a portrait must have been fitted for, to be compared with the theory.
+LARGEST = ("lazy largest", "rich largest")
 # With two layers the smallest rich rate is gamma times a logarithm.
 _LEAST_DEPTH_OF_SMALLEST_RATE = 3
 
@@ -223,21 +225,25 @@ def clear_exponents(tables: ExperimentTables, portraits: Iterable[Portrait]) -> 
     ]
 
 
-def within_tolerance(exponents: list[EdgeExponent], regimes: Iterable[str]) -> Measurement:
-    """The exponent that is farthest from the theory; both regimes must have been fitted.
+def farthest_exponent(
+    tables: ExperimentTables, portraits: Sequence[Portrait], regimes: Iterable[str]
+) -> Measurement:
+    """The exponent of some portraits that is farthest from the theory.
 
     Args:
-        exponents: Of one or more portraits.
-        regimes: Names such as `rich largest` that every portrait must have.
+        tables: An experiment with edges.
+        portraits: Which of its portraits.
+        regimes: Names such as `rich largest` of exponents that every portrait must have.
+
+    Returns:
+        Its deviation; unmet where a portrait lacks an exponent.
 
     Raises:
         ValueError: There is none.
     """
-    if not exponents:
-        raise ValueError("no exponent could be fitted")
+    exponents = clear_exponents(tables, portraits)
     fitted = {found.name for found in exponents}
-    portraits = dict.fromkeys(found.portrait.name for found in exponents)
-    names = [f"{portrait} {regime}" for portrait in portraits for regime in regimes]
+    names = [f"{portrait.name} {regime}" for portrait in portraits for regime in regimes]
     missing = [name for name in names if name not in fitted]
     measured = farthest(exponents)
     return replace(measured, unmet=f"not fitted: {', '.join(missing)}" if missing else "")
@@ -245,10 +251,7 @@ def within_tolerance(exponents: list[EdgeExponent], regimes: Iterable[str]) -> M
 
 def _slopes(tables: ExperimentTables) -> Measurement:
     """RICH-28: every exponent with squared errors, those with a logarithm of gamma left out."""
-    exponents = clear_exponents(tables, mlp_portraits(tables, MSE))
-    if not exponents:
-        raise ValueError("no exponent could be fitted")
-    return farthest(exponents)
+    return farthest_exponent(tables, mlp_portraits(tables, MSE), ("lazy smallest", *LARGEST))
 
 
 def _spans(tables: ExperimentTables) -> Measurement:
@@ -264,9 +267,11 @@ def _spans(tables: ExperimentTables) -> Measurement:
             value: float(np.log10(largest.loc[[value]].mean() / smallest.loc[[value]].mean()))
             for value in shared
         }
+    if len(portraits) < 2:
+        raise ValueError("networks of fewer than two depths")
     common = set.intersection(*(set(span) for span in spans.values()))
-    if len(portraits) < 2 or not common:
-        raise ValueError("no richness at which networks of two depths train")
+    if not common:
+        raise ValueError("no richness at which networks of all depths train")
     richness = max(common)
     shallowest = portraits[0].name
     decades = [span[richness] for span in spans.values()]

@@ -7,14 +7,15 @@ import pandas as pd
 
 from sgdphases.claims.catapult_theory import choose, diverged, numbers
 from sgdphases.claims.richness import (
+    LARGEST,
     LAZY,
     RICH,
     Portrait,
     clear_exponents,
     edge_law,
+    farthest_exponent,
     found_edges,
     portraits_of,
-    within_tolerance,
 )
 from sgdphases.claims.richness_theory import MSE, Exponent, farthest, within
 from sgdphases.claims.types import ClaimMeasure, Measurement
@@ -23,7 +24,6 @@ from sgdphases.tables import ExperimentTables
 
 _TOLERANCE = 0.2
 _SINGLE_INDEX_TOLERANCE = 0.25
-_LARGEST = ("lazy largest", "rich largest")
 # A step of the paper's grid, two rates per decade.
 _SHARP = 0.5
 # Figure 39: the largest richness that trains at gamma^(3/L), and the factor that it may be off.
@@ -43,13 +43,13 @@ def scheduled_portraits(tables: ExperimentTables, optimizer: str) -> list[Portra
 
 def _scheduled(tables: ExperimentTables) -> Measurement:
     """RICH-40: the exponents under warm-up and cosine decay."""
-    return within_tolerance(clear_exponents(tables, scheduled_portraits(tables, "sgd")), _LARGEST)
+    return farthest_exponent(tables, scheduled_portraits(tables, "sgd"), LARGEST)
 
 
 def _adam(tables: ExperimentTables) -> Measurement:
     """RICH-41: the exponents with Adam, and whether rates train at the largest richness."""
     portraits = scheduled_portraits(tables, "adam")
-    measured = within_tolerance(clear_exponents(tables, portraits), _LARGEST)
+    measured = farthest_exponent(tables, portraits, LARGEST)
     top = tables.runs["richness"].max()
     closed = [
         portrait.name
@@ -81,6 +81,8 @@ def batch_size_portraits(tables: ExperimentTables) -> list[Portrait]:
 def _batch_sizes(tables: ExperimentTables) -> Measurement:
     """RICH-38: decades by which the largest rich rate is lower at the smallest batch size."""
     portraits = batch_size_portraits(tables)
+    if len(portraits) < 2:
+        raise ValueError("a single batch size")
     exponents = farthest(clear_exponents(tables, portraits))
     smallest, largest = portraits[0], portraits[-1]
 
@@ -122,8 +124,8 @@ def single_index_portraits(tables: ExperimentTables) -> list[Portrait]:
 
 def _single_index(tables: ExperimentTables) -> Measurement:
     """RICH-42: the exponents with a single-index function."""
-    exponents = clear_exponents(tables, single_index_portraits(tables))
-    return within_tolerance(exponents, _LARGEST)
+    regimes = ("lazy smallest", "rich smallest", *LARGEST)
+    return farthest_exponent(tables, single_index_portraits(tables), regimes)
 
 
 # --- figures 25 and 26: residual networks ---
@@ -144,6 +146,8 @@ def _residual(tables: ExperimentTables) -> Measurement:
         ]
 
     plain, scaled = exponents("mup"), exponents("depth_mup")
+    if not (plain and scaled):
+        raise ValueError("no residual networks in muP and in Depth-muP")
     deepest = plain[-1].law
     of_scaled = [found.law.exponent for found in scaled]
     spread = max(of_scaled) - min(of_scaled)
@@ -173,8 +177,12 @@ def _cut_off(tables: ExperimentTables) -> Measurement:
             found_edges(tables, edge, portrait).groupby("richness")["rate"].mean()
             for edge in ("convergence", "divergence")
         ]
+        if edges[0].empty:
+            raise ValueError(f"no largest rate, normalisation {portrait.name}")
         both = pd.concat(edges, axis=1, join="inner", keys=["convergence", "divergence"])
         gaps[portrait.name] = (both["divergence"] / both["convergence"]).map(math.log10)
+    if not {"none", "layer_norm"} <= set(gaps):
+        raise ValueError("no vision transformers without and with LayerNorm")
     without, beside = gaps["none"], gaps["layer_norm"]
     if without.empty:
         raise ValueError("no largest rate and divergence at the same richness without LayerNorm")

@@ -136,8 +136,14 @@ class Exponent:
 
 
 def farthest(exponents: Iterable[Exponent], relative_to: float = 0.0) -> Measurement:
-    """The exponent farthest from the theory: its deviation, plus the value claimed for all."""
+    """The exponent farthest from the theory: its deviation, plus the value claimed for all.
+
+    Raises:
+        ValueError: There is none.
+    """
     exponents = list(exponents)
+    if not exponents:
+        raise ValueError("no exponent could be fitted")
     worst = max(exponents, key=lambda found: abs(found.deviation))
     shift = relative_to - worst.expected
     listed = ", ".join(
