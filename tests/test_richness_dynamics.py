@@ -253,6 +253,16 @@ def test_a_best_rate_that_depends_on_the_width_is_not_stable(tables):
     assert scored({"widths": moved}, "RICH-37")["verdict"] == "not reproduced"
 
 
+def test_a_best_rate_at_the_end_of_the_range_says_nothing_about_the_best(tables):
+    runs = tables["widths"].runs
+    falls = dataclasses.replace(
+        tables["widths"], runs=runs.assign(final_train_loss=1 / runs["learning_rate"])
+    )
+    row = scored({"widths": falls}, "RICH-37")
+    assert row["verdict"] == "not reproduced"
+    assert "γ=0.01: a best rate is an end" in row["detail"]
+
+
 def test_widths_that_lie_no_closer_at_large_richness_are_not_reproduced():
     same = make("widths", lambda run, step, values: {**values, "test_loss": 1 / (1 + step)})
     row = scored({"widths": same}, "RICH-37")

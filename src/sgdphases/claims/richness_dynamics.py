@@ -872,14 +872,18 @@ def width_curves(tables: ExperimentTables) -> list[WidthCurves]:
 
 def _stable_rate(tables: ExperimentTables) -> Measurement:
     """RICH-37: largest ratio of the best rates of two widths; rich widths must lie closer."""
-    best = best_rates(width_runs(tables))
-    ratios, listed = [], []
+    runs = width_runs(tables)
+    best = best_rates(runs)
+    ratios, listed, unmet = [], [], []
     distances: dict[tuple[str, str], list[float]] = {}
     for found in width_curves(tables):
         values = {"model": found.model, "loss": found.loss, "richness": found.richness}
         part = best[having(best, **values)]
         rates = numbers(part, "learning_rate")
         ratios.append(float(rates.max() / rates.min()))
+        tried = numbers(runs[having(runs, **values)], "learning_rate")
+        if rates.min() <= tried.min() or rates.max() >= tried.max():
+            unmet.append(f"{found.model} {found.loss} γ={found.richness:g}: a best rate is an end")
         distances.setdefault((found.model, found.loss), []).append(found.distance)
         shown = ", ".join(
             f"{rate:.3g} at N={width}" for rate, width in zip(rates, part["width"], strict=True)
@@ -888,7 +892,7 @@ def _stable_rate(tables: ExperimentTables) -> Measurement:
             f"{found.model} {found.loss} γ={found.richness:g}: best rate {shown}, mean distance "
             f"from the widest {found.distance:.3f}"
         )
-    unmet = [
+    unmet += [
         f"{model} {loss}: widths lie no closer at large richness"
         for (model, loss), by_richness in distances.items()
         if len(by_richness) > 1 and not by_richness[-1] < by_richness[0]
