@@ -155,6 +155,12 @@ def test_a_richness_without_an_edge_is_shown_as_such(tables, tmp_path):
     assert shown.loc[shown["richness"] == 1e4, "region"].isna().all()
 
 
+def test_a_portrait_that_was_not_searched_is_said(tables):
+    fewer = dataclasses.replace(tables, runs=tables.runs[tables.runs["depth"] != 3])
+    with pytest.raises(ValueError, match="no such portrait"):
+        PLOTS["richness/fig1c"](fewer)
+
+
 def test_a_cell_that_is_not_settled_is_hatched(tables):
     chosen = (tables.runs["richness"] == 1.0) & (tables.runs["depth"] == 3)
     runs = tables.runs.copy()

@@ -22,6 +22,7 @@ from sgdphases.claims.richness import (
 )
 from sgdphases.claims.richness_theory import CROSS_ENTROPY, MSE
 from sgdphases.figures.portrait import draw_columns, draw_theory_line, no_rate_key, portrait_key
+from sgdphases.figures.richness_theory import LOSS_NAMES
 from sgdphases.figures.style import LINE_COLOR, name_panel, panels
 from sgdphases.portraits import EDGES
 from sgdphases.tables import ExperimentTables
@@ -32,7 +33,6 @@ _PORTRAIT_HEIGHT = 3.0
 # The paper does not say which it is.
 _DEPTH_OF_FIGURE_1C = 3
 _EDGE_COLORS = dict(zip(EDGES, ("#222222", "#d1662b", "#3b6fb6", "#7a7a7a"), strict=True))
-LOSS_NAMES = {MSE: "squared errors", CROSS_ENTROPY: "cross-entropy"}
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,12 @@ def draw_portraits(
 
     Returns:
         The figure and the plotted numbers.
+
+    Raises:
+        ValueError: There is no portrait.
     """
+    if not portraits:
+        raise ValueError("the experiment has no such portrait")
     figure, axes = panels(
         len(portraits),
         columns=columns,

@@ -41,6 +41,7 @@ from sgdphases.claims.richness_dynamics import (
 from sgdphases.claims.richness_theory import CROSS_ENTROPY, MSE, Window, having, within
 from sgdphases.exponents import PowerLaw
 from sgdphases.figures.portrait import draw_theory_line
+from sgdphases.figures.richness_theory import LOSS_NAMES
 from sgdphases.figures.style import (
     LINE_COLOR,
     evenly_chosen,
@@ -55,7 +56,6 @@ Array = NDArray[np.float64]
 Drawn = tuple[Figure, pd.DataFrame]
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
-_LOSS_NAMES = {MSE: "squared errors", CROSS_ENTROPY: "cross-entropy"}
 _MOST_LEGEND_ENTRIES = 9
 _MOST_COLUMNS = 3
 _LAYER_COLORS = ("#3b6fb6", "#d1662b", "#4f9a5b", "#8a63a8", "#7a7a7a")
@@ -564,7 +564,7 @@ def plot_lazy_consistency(tables: ExperimentTables) -> Drawn:
             axes[i], lazy_curves(tables, loss, "float64", model=model), colors
         )
         axes[i].set_ylabel("training loss / initial")
-        name_panel(axes[i], letters[i], f"{model}, {_LOSS_NAMES[loss]}")
+        name_panel(axes[i], letters[i], f"{model}, {LOSS_NAMES[loss]}")
         pieces.append(found.assign(model=model, loss=loss, panel=letters[i]))
     _richness_legend(figure, colors)
     return figure, _stack(pieces)

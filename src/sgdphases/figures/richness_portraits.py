@@ -14,7 +14,6 @@ from sgdphases.claims.richness_portraits import (
 )
 from sgdphases.claims.richness_theory import MSE
 from sgdphases.figures.richness import (
-    LOSS_NAMES,
     RELATIVE_LOSS,
     TEST_ACCURACY,
     TRAIN_ACCURACY,
@@ -23,7 +22,7 @@ from sgdphases.figures.richness import (
     draw_exponents,
     draw_portraits,
 )
-from sgdphases.figures.richness_theory import draw_scalings
+from sgdphases.figures.richness_theory import LOSS_NAMES, draw_scalings
 from sgdphases.figures.style import ordered_colors, panels
 from sgdphases.tables import ExperimentTables
 

@@ -53,7 +53,7 @@ Drawn = tuple[Figure, pd.DataFrame]
 _PORTRAIT_HEIGHT = 3.5
 # Final losses above the smallest one are shown over this range.
 _FINAL_LOSSES = LogNorm(1e-6, 1.0)
-_LOSS_NAMES = {MSE: "squared errors", CROSS_ENTROPY: "cross-entropy"}
+LOSS_NAMES = {MSE: "squared errors", CROSS_ENTROPY: "cross-entropy"}
 _PORTRAIT_DEPTH = 5
 _SCHEMATIC_DEPTH = 3
 _SCHEMATIC_STEPS = (100, 1000, 10000)
@@ -113,7 +113,7 @@ def plot_one_parameter(tables: ExperimentTables) -> Drawn:
         part = _plane_of(tables, loss, _PORTRAIT_DEPTH, "final_train_loss")
         plane = _draw_panel(figure, axis, part, "final_train_loss", _label(loss), _FINAL_LOSSES)
         _one_parameter_lines(axis, plane.richness, loss, tables)
-        name_panel(axis, letter, _LOSS_NAMES[loss])
+        name_panel(axis, letter, LOSS_NAMES[loss])
         pieces.append(part.assign(panel=letter))
         planes.append(plane)
     _finish(figure, axes, planes)
@@ -161,7 +161,7 @@ def plot_sign_sgd(tables: ExperimentTables) -> Drawn:
             draw_theory_line(axis, plane.richness, rates)
             label_slope(axis, plane.richness[lazy], rates[lazy], "γ", where)
             label_slope(axis, plane.richness[rich], rates[rich], f"$γ^{{1/{depth}}}$", where)
-        name_panel(axis, letter, _LOSS_NAMES[loss])
+        name_panel(axis, letter, LOSS_NAMES[loss])
         pieces.append(part.assign(panel=letter))
         planes.append(plane)
     _finish(figure, axes, planes)
@@ -460,7 +460,7 @@ def plot_table(tables: ExperimentTables) -> Drawn:
         labels = [name.replace(" η_", "\n$η_{\\mathrm{") + "}}$" for name in names]
         axis.set_xticks(range(len(names)), labels)
         axis.set_ylim(0, 2.3)
-        name_panel(axis, letter, _LOSS_NAMES[loss])
+        name_panel(axis, letter, LOSS_NAMES[loss])
     axes[0].set_ylabel("exponent in γ")
     handles: list[Patch | Line2D] = [
         Line2D(
@@ -541,7 +541,7 @@ def plot_weight_movement(tables: ExperimentTables) -> Drawn:
 # Figures 4a, 30 and 39, toy versions: losses over time.
 
 
-def draw_losses(
+def _draw_losses(
     axis: Axes, tables: ExperimentTables, runs: pd.DataFrame, time: str, smallest: float
 ) -> pd.DataFrame:
     """Losses above the smallest one over time, one curve per richness."""
@@ -573,14 +573,14 @@ def plot_catapults(tables: ExperimentTables) -> Drawn:
         mask = (tables.runs["loss"] == loss).to_numpy(dtype=bool, na_value=False)
         runs = choose(tables.runs, mask, f"with {loss}")
         smallest = TOY_LOSSES[loss].minimum
-        part = draw_losses(axis, tables, runs, "step", smallest)
+        part = _draw_losses(axis, tables, runs, "step", smallest)
         axis.set_xlabel("step t")
         axis.set_ylim(bottom=1e-4)
         if loss == CROSS_ENTROPY:
             axis.set_xscale("log")
             axis.set_xlim(left=1)
         axis.set_ylabel("loss" if loss == MSE else "loss − smallest")
-        name_panel(axis, letter, _LOSS_NAMES[loss])
+        name_panel(axis, letter, LOSS_NAMES[loss])
         pieces.append(part.assign(panel=letter, loss=loss))
     axes[-1].legend(title="γ", loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure, pd.concat(pieces, ignore_index=True)
@@ -594,7 +594,7 @@ def plot_escape(tables: ExperimentTables) -> Drawn:
     pieces = []
     for axis, letter, depth in zip(axes, "abcdef", depths, strict=False):
         runs = tables.runs[(tables.runs["depth"] == depth).to_numpy(dtype=bool)]
-        part = draw_losses(axis, tables, runs, "rich_time", 0.0)
+        part = _draw_losses(axis, tables, runs, "rich_time", 0.0)
         of_depth = times[times["depth"] == depth]
         for expected in np.unique(of_depth["expected"]):
             axis.axvline(expected, color=LINE_COLOR, linewidth=0.9, linestyle=(0, (4, 2)))
@@ -623,7 +623,7 @@ def draw_scalings(tables: ExperimentTables, limits: tuple[float | None, float | 
     figure, axes = panels(len(rules), height=2.8, share_y=True)
     pieces = []
     for axis, letter, (name, chosen) in zip(axes, "abc", rules.items(), strict=True):
-        part = draw_losses(axis, tables, chosen, "step", 0.0)
+        part = _draw_losses(axis, tables, chosen, "step", 0.0)
         axis.set_xscale("log")
         axis.set_xlim(left=1)
         axis.set_ylim(*limits)
