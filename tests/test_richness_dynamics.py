@@ -253,6 +253,15 @@ def test_a_best_rate_that_depends_on_the_width_is_not_stable(tables):
     assert scored({"widths": moved}, "RICH-37")["verdict"] == "not reproduced"
 
 
+def test_a_batch_size_that_diverges_has_no_mean_path(tables):
+    one = tables["batch_sizes"]
+    lost = (one.runs["batch_size"] == 16) & (one.runs["seed"] == 0)
+    runs = one.runs.assign(status=one.runs["status"].mask(lost, "diverged"))
+    row = scored({"batch_sizes": dataclasses.replace(one, runs=runs)}, "RICH-39")
+    assert row["verdict"] == "not reproduced"
+    assert row["detail"].startswith("2 of 18 runs diverged; ")
+
+
 def test_a_best_rate_at_the_end_of_the_range_says_nothing_about_the_best(tables):
     runs = tables["widths"].runs
     falls = dataclasses.replace(

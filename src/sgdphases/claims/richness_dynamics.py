@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sgdphases.claims.catapult_theory import choose, numbers
+from sgdphases.claims.catapult_theory import choose, diverged, numbers
 from sgdphases.claims.richness_theory import (
     MSE,
     Exponent,
@@ -954,7 +954,9 @@ def _mean_path(tables: ExperimentTables) -> Measurement:
         distances.append(float(relative.max()))
         shown = ", ".join(f"{far:.3f} at B={size}" for size, far in relative.items())
         listed.append(f"{found.model} γ={found.richness:g} η={found.learning_rate:.3g}: {shown}")
-    return Measurement(max(distances), detail="; ".join(listed))
+    lost = int(diverged(tables.runs).sum())
+    unmet = f"{lost} of {len(tables.runs)} runs diverged" if lost else ""
+    return Measurement(max(distances), detail="; ".join(listed), unmet=unmet)
 
 
 MEASURES: dict[str, ClaimMeasure] = {
