@@ -84,6 +84,14 @@ def test_accuracies_are_compared_seed_by_seed():
     assert accuracies.loc[(-1, 2.5), ["lowest", "highest"]].tolist() == pytest.approx([0.8, 0.81])
 
 
+def test_seeds_share_rates_that_differ_by_rounding():
+    runs = make_linearized().runs
+    expected = accuracies_by_kind(runs)
+    is_second = runs["seed"] == 1
+    runs.loc[is_second, "relative_learning_rate"] *= 1 - 2**-52
+    pd.testing.assert_frame_equal(accuracies_by_kind(runs), expected)
+
+
 def test_a_rate_at_which_a_seed_diverged_has_no_accuracy():
     tables = make_linearized()
     tables.runs.loc[tables.runs["run_id"] == "1-1.5-10", "status"] = "diverged"

@@ -32,6 +32,8 @@ def accuracies_by_kind(runs: pd.DataFrame) -> pd.DataFrame:
     kinds = runs["linearize_at"].astype("float64").fillna(-1).astype(int)
     accuracy = runs["final_test_accuracy"].where(runs["status"] != "diverged").astype("float64")
     table = runs.assign(linearize_at=kinds, accuracy=accuracy)
+    # Relative rates are those of each seed's own network, and come back from a division.
+    table[RATE] = runs[RATE].round(9)
     own = table[table["linearize_at"] == -1].set_index([RATE, "seed"])["accuracy"]
     if own.empty or len(own) == len(table):
         raise ValueError("the grid holds no network, or no linearised one")
