@@ -124,7 +124,7 @@ def test_one_seed_and_batch_have_no_spread():
     assert network["deviation_over_batches"] is None
     assert network["deviation_over_seeds"] is None
     text = describe_rates(prediction)
-    assert "1 seed and 1 batch of 512 samples)" in text
+    assert "1 seed and 1 batch of up to 512 samples)" in text
     assert "deviation" not in text
 
 
@@ -255,6 +255,24 @@ def test_sweeps_with_momentum_stand_by_themselves():
     assert [sweep["momentum"] for sweep in sweeps] == [0.0, 0.9]
     assert sweeps[0]["largest_trained"] == pytest.approx(30, rel=1e-2)
     assert sweeps[1]["largest_trained"] == pytest.approx(10, rel=1e-2)
+
+
+def test_a_network_without_a_hyperparameter_is_not_one_that_has_it():
+    plain, biased = make_tables(bias_scale=np.nan), make_tables(bias_scale=0.05, fails_from=4.0)
+    biased.runs["run_id"] += "b"
+    biased.history["run_id"] += "b"
+    both = ExperimentTables(
+        make_spec(),
+        *(
+            pd.concat([getattr(plain, name), getattr(biased, name)], ignore_index=True)
+            for name in ("runs", "history", "curvature")
+        ),
+    )
+    prediction = predict_rates(make_spec(), both.curvature, [0.0])
+    sweeps = summarise_sweep(both, prediction)["sweeps"]
+    assert [sweep["rates"][0]["num_runs"] for sweep in sweeps] == [2, 2]
+    found = {sweep["network"].get("bias_scale"): sweep["measured_constant"] for sweep in sweeps}
+    assert found == {None: pytest.approx(12), 0.05: pytest.approx(4)}
 
 
 def test_what_was_written_is_read(tmp_path):

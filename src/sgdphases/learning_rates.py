@@ -177,12 +177,15 @@ def summarise_sweep(tables: ExperimentTables, prediction: Mapping[str, Any]) -> 
         InputError: At some network and momentum no rate trains.
     """
     runs = tables.runs.assign(trained=trained(tables.runs), rises=_rises(tables))
+    networks = [predicted["network"] for predicted in prediction["networks"]]
+    names = list(dict.fromkeys(name for network in networks for name in network))
     sweeps = []
-    for predicted in prediction["networks"]:
-        network = predicted["network"]
+    for network in networks:
         own = runs
-        for name, value in network.items():
-            own = own[own[name] == value]
+        for name in names:
+            # What a network lacks is null in its runs.
+            value = network.get(name)
+            own = own[own[name].isna() if value is None else own[name] == value]
         for momentum in sorted(own["momentum"].unique()):
             group = own[own["momentum"] == momentum]
             where = f"{prediction['experiment']}: {network['model']}"
@@ -304,11 +307,13 @@ def _describe_network(predicted: Mapping[str, Any], told: Sequence[str], samples
         f"{predicted[name]:.4g} ({predicted[f'{name}_low']:.4g} to {predicted[f'{name}_high']:.4g}"
         for name in ("ntk_top_eigenvalue", "critical_learning_rate")
     )
-    measured = f"{_count(len(predicted['seeds']), 'seed')} and "
-    measured += _count(predicted["num_batches"], "batch")
+    batches = predicted["num_batches"]
+    measured = f"{_count(len(predicted['seeds']), 'seed')} and {_count(batches, 'batch')} of "
+    # A single one may hold all the data.
+    measured += f"{'up to ' if batches == 1 else ''}{samples} samples"
     lines = [
         _title(network, told),
-        f"λ₀ = {eigenvalue} over {measured} of {samples} samples{spread})",
+        f"λ₀ = {eigenvalue} over {measured}{spread})",
         f"critical learning rate 2/λ₀ = {critical}): below it the loss falls from the start, above "
         "it it first rises",
     ]
