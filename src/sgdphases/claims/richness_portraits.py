@@ -278,7 +278,7 @@ def _other_scalings(tables: ExperimentTables) -> Measurement:
         steepest[f"{name}_train_loss"].to_numpy(dtype=np.float64, na_value=np.nan)
         for name in ("initial", "final")
     )
-    trained = richness[PortraitRules().has_trained(initial, final)]
+    trained = richness[PortraitRules.of(tables.spec).has_trained(initial, final)]
     upto = f"trains up to richness {trained.max():g}" if trained.size else "never trains"
     return Measurement(
         threshold,
