@@ -115,6 +115,23 @@ def test_without_squared_errors_there_is_nothing_to_score(tables, claim):
     assert verdict(fewer, claim) == "not run"
 
 
+def test_depths_that_train_at_as_many_rates_are_no_shrinking_triangle(tables):
+    """Every network has the edges of three weight matrices."""
+    rows = tables.edges.set_index(["loss", "edge", "richness"])
+    of_three = rows[rows["depth"] == 3]
+    missing = rows.index.difference(of_three.index)
+    rows = rows.drop(missing)
+    for name in ("learning_rate", "rate_beyond"):
+        rows[name] = of_three[name].reindex(rows.index)
+    same = dataclasses.replace(tables, edges=rows.reset_index())
+    assert "no fewer rates" in MEASURES["RICH-29"].measure(same).unmet
+
+
+def test_a_triangle_is_compared_at_large_richness_alone(tables):
+    lazy = dataclasses.replace(tables, edges=tables.edges[tables.edges["richness"] <= 1])
+    assert verdict(lazy, "RICH-29") == "not run"
+
+
 def test_a_triangle_without_catapults_is_none(tables):
     runs = tables.runs.assign(peak_train_loss=1.0)
     measured = MEASURES["RICH-30"].measure(dataclasses.replace(tables, runs=runs))

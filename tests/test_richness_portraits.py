@@ -166,6 +166,7 @@ def fewer(tables):
         ("RICH-36", slow_rule_is_best, "does not train more slowly"),
         ("RICH-38", steeper, "exponents of the edges"),
         ("RICH-38", scaled(lambda _: 0.1, batch_size=256), "B=16 and B=256"),
+        ("RICH-38", scaled(lambda _: 2.0, batch_size=16), "the largest rich rate is no lower"),
         ("RICH-40", steeper, "rich largest"),
         ("RICH-40", without(optimizer="sgd", edge="convergence"), "not fitted: "),
         ("RICH-41", steeper, "rich largest"),
@@ -195,7 +196,12 @@ def test_without_edges_no_claim_is_scored(claim):
     [
         ("RICH-38", "batch_size", 16, "a single batch size"),
         ("RICH-41", "optimizer", "sgd", "no exponent could be fitted"),
-        ("RICH-44", "parametrisation", "mup", "no residual networks in muP and in Depth-muP"),
+        (
+            "RICH-44",
+            "parametrisation",
+            "mup",
+            "no several depths in muP and in Depth-muP",
+        ),
         ("RICH-45", "model", "rich_cnn_L4", "no vision transformers without and with LayerNorm"),
     ],
 )

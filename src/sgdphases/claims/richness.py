@@ -270,16 +270,20 @@ def _spans(tables: ExperimentTables) -> Measurement:
     if len(portraits) < 2:
         raise ValueError("networks of fewer than two depths")
     common = set.intersection(*(set(span) for span in spans.values()))
-    if not common:
-        raise ValueError("no richness at which networks of all depths train")
-    richness = max(common)
+    richness = max(common, default=0.0)
+    if not within(np.array([richness]), RICH).any():
+        raise ValueError("no large richness at which networks of all depths train")
     shallowest = portraits[0].name
     decades = [span[richness] for span in spans.values()]
     listed = ", ".join(f"{name} {span[richness]:.2f}" for name, span in spans.items())
+    fewer = float(np.min(-np.diff(decades)))
+    unmet = [] if fewer > 0 else ["a deeper network trains at no fewer rates"]
+    if top not in spans[shallowest]:
+        unmet.append(f"{shallowest} does not train at {top:g}")
     return Measurement(
-        float(np.min(-np.diff(decades))),
+        fewer,
         detail=f"decades of rates that train at richness {richness:g}: {listed}",
-        unmet="" if top in spans[shallowest] else f"{shallowest} does not train at {top:g}",
+        unmet="; ".join(unmet),
     )
 
 

@@ -99,7 +99,7 @@ def _batch_sizes(tables: ExperimentTables) -> Measurement:
 
     rich, count = gain("convergence", RICH)
     lazy, _ = gain("convergence", LAZY)
-    unmet = []
+    unmet = [] if rich > 0 else ["the largest rich rate is no lower"]
     if abs(exponents.value) > _TOLERANCE:
         unmet.append("the exponents of the edges are not those of the theory")
     if abs(lazy) > _SHARP:
@@ -146,8 +146,8 @@ def _residual(tables: ExperimentTables) -> Measurement:
         ]
 
     plain, scaled = exponents("mup"), exponents("depth_mup")
-    if not (plain and scaled):
-        raise ValueError("no residual networks in muP and in Depth-muP")
+    if min(len(plain), len(scaled)) < 2:
+        raise ValueError("no several depths in muP and in Depth-muP")
     deepest = plain[-1].law
     of_scaled = [found.law.exponent for found in scaled]
     spread = max(of_scaled) - min(of_scaled)
