@@ -63,8 +63,8 @@ def effect_of_decay(tables: ExperimentTables) -> Measurement:
         raise ValueError("no rate above 2/λ₀ trained with L2 and without")
     ratio = both["final_ntk_top_eigenvalue"] / both["final_ntk_top_eigenvalue_without"]
     detail = (
-        f"{len(ratio)} rates; trains up to η·λ₀ = {2 * edges[0][0]:.3g} with L2, "
-        f"{2 * edges[1][0]:.3g} without"
+        f"λ at the end with L2 over that without, median of {len(ratio)} rates above 2/λ₀; trains "
+        f"up to η·λ₀ = {2 * edges[0][0]:.3g} with L2, {2 * edges[1][0]:.3g} without"
     )
     overlap = max(edges[0][0], edges[1][0]) <= min(edges[0][1], edges[1][1])
     unmet = "" if overlap else "L2 moves the edge of training by more than a rate of the grid"
@@ -84,7 +84,10 @@ def place_of_best_rate(tables: ExperimentTables) -> Measurement:
         raise ValueError("the grid holds no edge of training above 2/λ₀")
     best = catapult.best_rate(part)
     place = (best.value / 2 - 1) / (edge[0] - 1)
-    detail = f"best at η·λ₀ = {best.value:.3g}, trains up to {2 * edge[0]:.3g}; {best.detail}"
+    detail = (
+        f"0 is 2/λ₀, 1 the largest that trains: best at η·λ₀ = {best.value:.3g}, trains up to "
+        f"{2 * edge[0]:.3g}; {best.detail}"
+    )
     return Measurement(place, detail=detail)
 
 
@@ -104,7 +107,7 @@ def trend_in_physical_time(tables: ExperimentTables) -> Measurement:
     change = float(line.slope) * span
     accuracy = runs["budget_test_accuracy"]
     detail = (
-        f"η·λ₀ from {2 * runs[RATE].min():.3g} to {2 * runs[RATE].max():.3g}, accuracy "
+        f"change over η·λ₀ from {2 * runs[RATE].min():.3g} to {2 * runs[RATE].max():.3g}, accuracy "
         f"{accuracy.min():.4f} to {accuracy.max():.4f}"
     )
     return Measurement(change, change - error, change + error, detail)
@@ -134,7 +137,7 @@ def overlap_in_physical_time(tables: ExperimentTables) -> Measurement:
     )
     spread = np.ptp(curves, axis=0)
     detail = (
-        f"{len(curves)} runs, η·λ₀ from {2 * history[RATE].min():.3g} to "
+        f"mean distance of {len(curves)} curves, η·λ₀ from {2 * history[RATE].min():.3g} to "
         f"{2 * history[RATE].max():.3g}; largest distance {spread.max():.3f}, at the end "
         f"{spread[-1]:.3f}"
     )
@@ -157,8 +160,9 @@ def training_accuracies(tables: ExperimentTables) -> Measurement:
     smallest = float(steps["final_train_accuracy"].iloc[0])
     best = float(steps["final_train_accuracy"].max())
     detail = (
-        f"accuracy {accuracy.min():.4f} to {accuracy.max():.4f} after a physical time; after "
-        f"fixed steps {smallest:.4f} at the smallest rate, {best:.4f} at the best"
+        f"rank correlation with the rate; accuracy {accuracy.min():.4f} to {accuracy.max():.4f} "
+        f"after a physical time; after fixed steps {smallest:.4f} at the smallest rate, {best:.4f} "
+        "at the best"
     )
     unmet = "" if smallest < best else "no rate does better than the smallest after fixed steps"
     return Measurement(correlation, detail=detail, unmet=unmet)
