@@ -174,7 +174,7 @@ def summarise_sweep(tables: ExperimentTables, prediction: Mapping[str, Any]) -> 
         The prediction with its `sweeps`, one for each network and momentum, see docs/results.md.
 
     Raises:
-        InputError: At some network and momentum no rate trains.
+        InputError: At some network and momentum, runs at the smallest rate do not train.
     """
     runs = tables.runs.assign(trained=trained(tables.runs), rises=_rises(tables))
     networks = [predicted["network"] for predicted in prediction["networks"]]
@@ -211,10 +211,10 @@ def _sweep(runs: pd.DataFrame, where: str) -> dict[str, Any]:
     fails = np.array([row["num_trained"] < row["num_runs"] for row in rows])
     if fails[0]:
         raise InputError(
-            f"{where}: no rate of the sweep trains: at the smallest, {rates[0]:.3g}, "
+            f"{where}: at the smallest rate of the sweep already, {rates[0]:.3g}, "
             f"{rows[0]['num_diverged']} of {rows[0]['num_runs']} runs diverge and "
             f"{rows[0]['num_trained']} end below their initial loss; allowed: a grid of "
-            "learning_rate with smaller ones"
+            "learning_rate with smaller ones, or more steps"
         )
     last, beyond = _around(rates, fails)
     products = _CRITICAL_CONSTANT * np.array([row[RATE] for row in rows])
