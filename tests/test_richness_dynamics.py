@@ -262,6 +262,16 @@ def test_a_batch_size_that_diverges_has_no_mean_path(tables):
     assert row["detail"].startswith("2 of 18 runs diverged; ")
 
 
+@pytest.mark.parametrize(("claim", "richness"), [("RICH-31", 100.0), ("RICH-35", 1e3)])
+def test_rich_networks_that_diverge_are_no_reproduction(tables, claim, richness):
+    one = tables[MEASURES[claim].experiment]
+    lost = one.runs["richness"] == richness
+    runs = one.runs.assign(status=one.runs["status"].mask(lost, "diverged"))
+    row = scored({MEASURES[claim].experiment: dataclasses.replace(one, runs=runs)}, claim)
+    assert row["verdict"] == "not reproduced"
+    assert "runs diverged; " in row["detail"]
+
+
 def test_a_best_rate_at_the_end_of_the_range_says_nothing_about_the_best(tables):
     runs = tables["widths"].runs
     falls = dataclasses.replace(

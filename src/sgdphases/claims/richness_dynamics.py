@@ -180,6 +180,13 @@ def rows_of(runs: pd.DataFrame) -> Iterator[pd.Series]:
         yield run
 
 
+def lost_runs(runs: pd.DataFrame, window: Window) -> str:
+    """How many runs at a richness within a window diverged, in words; empty where none did."""
+    inside = runs[within(numbers(runs, "richness"), window)]
+    lost = int(diverged(inside).sum())
+    return f"{lost} of {len(inside)} runs diverged" if lost else ""
+
+
 def law_of(x: Array, y: Array, what: str) -> PowerLaw:
     """A fitted power law; the message of a ValueError says of what."""
     try:
@@ -432,7 +439,8 @@ def _large_richness(tables: ExperimentTables) -> Measurement:
             f"{group.name}: {shown}"
             + (f" (not trained for long: {too_short})" if too_short else "")
         )
-    return Measurement(min(differences), detail="; ".join(listed))
+    unmet = lost_runs(tables.runs, ACTIVE)
+    return Measurement(min(differences), detail="; ".join(listed), unmet=unmet)
 
 
 def loss_exponents(tables: ExperimentTables, group: Group) -> dict[str, list[PowerLaw]]:
@@ -604,7 +612,8 @@ def _collapse(tables: ExperimentTables) -> Measurement:
     """RICH-35: spread of the rescaled times of the first drop, over their mean; L of 3 or more."""
     times = drop_times(tables)
     deep = times[(times["depth"] >= 3).to_numpy(dtype=bool, na_value=False)]
-    spreads, listed, missing = [], [], []
+    spreads, listed = [], []
+    missing = [lost for lost in [lost_runs(tables.runs, _COLLAPSED)] if lost]
     for model, part in deep.groupby("model", sort=False):
         spreads.append(_spread(part, _COLLAPSED))
         shown = ", ".join(
@@ -954,8 +963,7 @@ def _mean_path(tables: ExperimentTables) -> Measurement:
         distances.append(float(relative.max()))
         shown = ", ".join(f"{far:.3f} at B={size}" for size, far in relative.items())
         listed.append(f"{found.model} γ={found.richness:g} η={found.learning_rate:.3g}: {shown}")
-    lost = int(diverged(tables.runs).sum())
-    unmet = f"{lost} of {len(tables.runs)} runs diverged" if lost else ""
+    unmet = lost_runs(tables.runs, (0.0, np.inf))
     return Measurement(max(distances), detail="; ".join(listed), unmet=unmet)
 
 
