@@ -132,6 +132,13 @@ def test_a_triangle_is_compared_at_large_richness_alone(tables):
     assert verdict(lazy, "RICH-29") == "not run"
 
 
+def test_a_triangle_needs_no_rate_that_diverges(tables):
+    edges = tables.edges[tables.edges["edge"] != "divergence"]
+    measured = MEASURES["RICH-30"].measure(dataclasses.replace(tables, edges=edges))
+    assert measured.value == pytest.approx(1.0)
+    assert "stay finite: fewer than two divergence edges of " in measured.detail
+
+
 def test_a_triangle_without_catapults_is_none(tables):
     runs = tables.runs.assign(peak_train_loss=1.0)
     measured = MEASURES["RICH-30"].measure(dataclasses.replace(tables, runs=runs))
