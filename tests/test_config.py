@@ -845,6 +845,14 @@ def test_captions_are_no_part_of_the_published_spec(load):
             },
             ["kernel_change.from_step: 5", "allowed: 2"],
         ),
+        (
+            {
+                "measurements": {"kernel_change": {"from_step": 7}},
+                "stopping": {"num_steps": 5},
+                "schedule": {"kind": "final_rate", "learning_rate": 0.1, "num_steps": 2},
+            },
+            ["kernel_change.from_step: 7", "runs end after 7 steps", "allowed: below 7"],
+        ),
         ({"lowering": "fast"}, ["lowering: 'fast'", "runs_together (a number or all)"]),
         ({"lowering": {"loop": "scan"}}, ["lowering", "'scan'"]),
         ({"lowering": {"runs_together": 0}}, ["lowering", "runs_together"]),

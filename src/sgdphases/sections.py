@@ -1,5 +1,6 @@
 """What a schema cannot check of an experiment's sections; nothing here imports JAX."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -82,7 +83,7 @@ def check_sections(document: Mapping[str, Any], source: str) -> None:
             f"{source}: measurements.ntk_top_eigenvalue: needs a curvature section, whose batch is "
             "used"
         )
-    _check_twin(measurements, source)
+    _check_twin(document, source)
     hessian = measurements.get("hessian")
     if hessian is not None and hessian["num_lanczos_steps"] < hessian["num_eigenvalues"]:
         raise InputError(
@@ -93,8 +94,11 @@ def check_sections(document: Mapping[str, Any], source: str) -> None:
     _check_schedule(document["schedule"], source)
 
 
-def _check_twin(measurements: Mapping[str, Any], source: str) -> None:
-    """Check that measurements compare with the network at one step: a run has one twin."""
+def _check_twin(document: Mapping[str, Any], source: str) -> None:
+    """Check that measurements compare with the network at one step, and runs reach it."""
+    measurements = document["measurements"]
+    last = document["stopping"].get("num_steps", math.inf)
+    last += document["schedule"].get("num_steps", 0)
     given = {
         name: measurements[name]["from_step"]
         for name in ("linearized_distance", "kernel_change")
@@ -106,9 +110,12 @@ def _check_twin(measurements: Mapping[str, Any], source: str) -> None:
             raise InputError(
                 f"{where}: timescales compare with the network linearised at the start; allowed: 0"
             )
+        # A run has one twin.
         first = next(iter(given.values()))
         if step != first:
             raise InputError(f"{where}: differs from that of linearized_distance; allowed: {first}")
+        if step >= last:
+            raise InputError(f"{where}: runs end after {last} steps; allowed: below {last}")
 
 
 def _check_schedule(schedule: Mapping[str, Any], source: str) -> None:
