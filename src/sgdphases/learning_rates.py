@@ -58,12 +58,12 @@ ACTIVATION_CONSTANTS = {
     "relu": ActivationConstant(
         12.0,
         "about 12 in the catapult paper's ReLU networks; measured on MNIST with this package "
-        "(catapult/fc_mnist): trains at 10/λ₀, diverges at 12/λ₀",
+        "(catapult/fc_mnist, scale quick): trains at 13/λ₀, diverges at 14/λ₀",
     ),
     "tanh": ActivationConstant(
         4.0,
-        "near 4 in the catapult paper; measured on MNIST with this package (catapult/fc2_tanh): "
-        "trains at 5/λ₀, diverges at 6/λ₀",
+        "near 4 in the catapult paper; measured on MNIST with this package (catapult/fc2_tanh, "
+        "scale quick): trains at 5/λ₀, diverges at 6/λ₀",
     ),
     "identity": ActivationConstant(
         4.0, "4 in the catapult paper's solvable linear networks (catapult/warmup_threshold)"
