@@ -209,7 +209,7 @@ def plot_losses(tables: ExperimentTables) -> Drawn:
         name_panel(right, letters[2 * i + 1], group.name)
         shown = ends.assign(model=group.model, loss=group.loss, quantity="final_test_accuracy")
         pieces += [part.assign(panel=letters[2 * i]), shown.assign(panel=letters[2 * i + 1])]
-    _richness_legend(figure, colors, [_dashed("power laws fitted to the last decade")])
+    _richness_legend(figure, colors, [_dashed("fitted power laws")])
     return figure, _stack(pieces)
 
 
