@@ -4,6 +4,7 @@ The tests build on each other in this order, in one copy of the project: a Slurm
 """
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -19,12 +20,19 @@ import pandas as pd
 import pytest
 import yaml
 
-from conftest import Result, Workspace, lay_out
+from conftest import PROJECT, Result, Workspace, lay_out
+from sgdphases.config import find_experiments
 
 IMPATIENT = Path(__file__).with_name("impatient_snakemake.py")
 # Six jobs at once keep two cores busy, and within memory.
 JOBS = ["--jobs", "6"]
-SMOKE = ["scale=smoke", "accelerator=auto", "experiments=[catapult/*]"]
+# Those of the atlas, of one paper.
+CATAPULT = [
+    name
+    for name in find_experiments(PROJECT / "config/experiments", "headline")
+    if name.startswith("catapult/")
+]
+SMOKE = ["scale=smoke", "accelerator=auto", f"experiments={json.dumps(CATAPULT)}"]
 FAULTS = ["scale=smoke", "accelerator=auto", "experiments=[faults/*]"]
 EXPERIMENT = "config/experiments/catapult/fc_mnist.yaml"
 # Rules that run on the login node.
