@@ -422,6 +422,10 @@ def _trained_long(tables: ExperimentTables, group: Group) -> pd.DataFrame:
     return runs[_LONG * steps <= numbers(runs, "steps")]
 
 
+def _by_richness(accuracies: pd.Series) -> str:
+    return ", ".join(f"{value:.4f} at {richness:g}" for richness, value in accuracies.items())
+
+
 def _large_richness(tables: ExperimentTables) -> Measurement:
     """RICH-31: final test accuracy at large richness less that at 1, the smallest difference."""
     differences, listed = [], []
@@ -431,10 +435,10 @@ def _large_richness(tables: ExperimentTables) -> Measurement:
         if not within(accuracy.index.to_numpy(dtype=float), (1.0, 1.0)).any() or len(accuracy) < 2:
             raise ValueError(f"{group.name}: too few networks trained for long")
         differences.append(float((accuracy.iloc[1:] - accuracy.iloc[0]).min()))
-        shown = ", ".join(f"{value:.4f} at {gamma:g}" for gamma, value in accuracy.items())
+        shown = _by_richness(accuracy)
         every = chosen_runs(group, ACTIVE).groupby("richness")["final_test_accuracy"].mean()
         shorter = every.drop(accuracy.index)
-        too_short = ", ".join(f"{value:.4f} at {gamma:g}" for gamma, value in shorter.items())
+        too_short = _by_richness(shorter)
         listed.append(
             f"{group.name}: {shown}"
             + (f" (not trained for long: {too_short})" if too_short else "")
@@ -617,8 +621,8 @@ def _collapse(tables: ExperimentTables) -> Measurement:
     for model, part in deep.groupby("model", sort=False):
         spreads.append(_spread(part, _COLLAPSED))
         shown = ", ".join(
-            f"{time:.4g} at {gamma:g}"
-            for gamma, time in zip(part["richness"], part["rich_time"], strict=True)
+            f"{time:.4g} at {richness:g}"
+            for richness, time in zip(part["richness"], part["rich_time"], strict=True)
         )
         listed.append(
             f"{model}: {spreads[-1]:.3f}, from γ = {_VERY_RICH[0]:g} on "
@@ -706,7 +710,7 @@ def _float32_limit(tables: ExperimentTables) -> Measurement:
     richness = distances.index.to_numpy(dtype=float)
     off = distances.to_numpy(dtype=float) > _SAME
     lazy = within(richness, LAZY)
-    listed = ", ".join(f"{far:.2g} at {gamma:.2g}" for gamma, far in distances.items())
+    listed = ", ".join(f"{far:.2g} at {value:.2g}" for value, far in distances.items())
     detail = f"largest relative distance from float64: {listed}"
     if not (off & lazy).any():
         raise ValueError(f"no lazy float32 run is off; {detail}")
