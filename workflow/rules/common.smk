@@ -59,6 +59,12 @@ def plan_of(wildcards):
     return PLAN.experiments[f"{wildcards.paper}/{wildcards.experiment}"]
 
 
+def momenta(wildcards):
+    with ending_on_bad_input():
+        plan = plan_of(wildcards)
+        return momenta_of(plan.spec, plan.runs.values())
+
+
 def dataset_definition(wildcards):
     with ending_on_bad_input():
         return known_definition(wildcards.dataset)

@@ -2,12 +2,6 @@
 # and learning_rate_sweep.json: what its runs say of them; each in words as .md. Made when asked for.
 
 
-def momenta(wildcards):
-    with ending_on_bad_input():
-        plan = plan_of(wildcards)
-        return momenta_of(plan.spec, plan.runs.values())
-
-
 rule learning_rates:
     input:
         spec=f"{EXPERIMENT}/spec.yaml",
