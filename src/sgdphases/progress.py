@@ -179,6 +179,10 @@ def _equation_flop(equation: JaxprEqn) -> float:
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
         return 2 * num_outputs * _size(operands[0], contracted)
+    if name == "dense_product":
+        return 2 * num_outputs * operands[0][1]
+    if name == "dense_weight_gradient":
+        return 2 * num_outputs * operands[0][0]
     if name == "conv_general_dilated":
         _, *summed = params["dimension_numbers"].rhs_spec
         zeros: int = math.prod(params["lhs_dilation"])

@@ -6,14 +6,13 @@ loop over steps, gradients take a hundred times as long as they should. `explici
 the same function, with derivatives of every order, forward and reverse, in the usual layout.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad
+
+from sgdphases.models.primitives import make_primitive
 
 # "patches": shifted copies of the images beside each other, times one matrix; the only one that
 # suits runs with kernels of their own in one batched operation. "native": XLA's convolution.
@@ -157,28 +156,10 @@ def _input_gradient(
     return explicit_convolution(spread, weight[::-1, ::-1].transpose(0, 1, 3, 2), 1, new_pads)
 
 
-def _make_primitive(name: str, function: Callable[..., jax.Array]) -> Primitive:
-    primitive = Primitive(name)
-
-    def abstract(*arguments: Any, **options: Any) -> Any:
-        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arguments]
-        shape = jax.eval_shape(partial(function, **options), *shapes)
-        return jax.core.ShapedArray(shape.shape, shape.dtype)
-
-    def batch(arguments: Any, axes: Any, **options: Any) -> Any:
-        return jax.vmap(partial(function, **options), in_axes=axes)(*arguments), 0
-
-    primitive.def_impl(function)
-    primitive.def_abstract_eval(abstract)
-    mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
-    batching.primitive_batchers[primitive] = batch
-    return primitive
-
-
 # Both are linear in each of their two arguments, and their transposes are made of the two again:
 # that gives JAX all derivatives.
-_convolution_primitive = _make_primitive("explicit_convolution", _convolution)
-_weight_gradient_primitive = _make_primitive("explicit_weight_gradient", _weight_gradient)
+_convolution_primitive = make_primitive("explicit_convolution", _convolution)
+_weight_gradient_primitive = make_primitive("explicit_weight_gradient", _weight_gradient)
 
 ad.defbilinear(
     _convolution_primitive,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from sgdphases.models.convolution import convolve
+from sgdphases.models.products import dense_product
 
 Parameters = Any  # a pytree of arrays
 
@@ -107,7 +108,7 @@ class Layers:
 
         Its parameters are {"weight": (fan_in, fan_out), "bias": (fan_out,)}.
         """
-        return self._affine((fan_in, fan_out), fan_in, is_readout, jnp.matmul)
+        return self._affine((fan_in, fan_out), fan_in, is_readout, dense_product)
 
     def convolution(
         self,
