@@ -389,10 +389,15 @@ def _fastest_lowering(
     has_convolutions = case.model == "convolutional"
     candidates = candidate_lowerings(platform_name, runs_per_device, mesh.size, has_convolutions)
 
+    counts: dict[Any, int] = {}
+
     def seconds_per_step(candidate: Any) -> float:
         forced = asdict(candidate)
-        pace = train(8, forced)
-        return 1 / train(max(8, round(0.3 * pace)), forced)
+        if candidate not in counts:
+            train(8, forced)
+            counts[candidate] = max(8, round(0.3 * train(8, forced)))
+            train(counts[candidate], forced)
+        return 1 / train(counts[candidate], forced)
 
     return asdict(choose_lowering(candidates, seconds_per_step, None, {}))
 
@@ -400,15 +405,21 @@ def _fastest_lowering(
 def train_with_engine(
     case: Case, threads: int, lowering: Mapping[str, Any] | None = None
 ) -> tuple[Sampler, dict[str, Any]]:
-    """This package's side of a comparison: GFLOP/s of a training job."""
+    """This package's side of a comparison: GFLOP/s of a training job.
+
+    As the other sides, it is measured when its program has been compiled: samples of one length
+    take the same number of steps, as another number may be another program.
+    """
     train, chosen = training_job(case, threads, lowering)
     flop = case.flop_per_step()
-    pace = train(64)
+    train(8)
+    counts: dict[float, int] = {}
 
     def sample(seconds: float) -> float:
-        nonlocal pace
-        pace = train(max(8, round(seconds * pace)))
-        return pace * flop / 1e9
+        if seconds not in counts:
+            counts[seconds] = max(8, round(seconds * train(8)))
+            train(counts[seconds])
+        return train(counts[seconds]) * flop / 1e9
 
     return sample, {"lowering": chosen}
 
