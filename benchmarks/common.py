@@ -395,7 +395,7 @@ def _fastest_lowering(
         forced = asdict(candidate)
         if candidate not in counts:
             train(8, forced)
-            counts[candidate] = max(8, round(0.3 * train(8, forced)))
+            counts[candidate] = max(8, round(train(8, forced)))  # about a second
             train(counts[candidate], forced)
         return 1 / train(counts[candidate], forced)
 

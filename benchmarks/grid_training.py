@@ -58,7 +58,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--without", nargs="*", default=[], choices=["torch", "processes"], help="sides left out"
     )
-    add_common_arguments(parser, seconds=1.0)
+    # In shorter ones the start and the end of the engine's job would weigh.
+    add_common_arguments(parser, seconds=3.0)
     return parser.parse_args()
 
 

@@ -33,7 +33,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--cases", nargs="+", choices=list(CASES), default=["fc512", "fc64", "cnn32"]
     )
-    add_common_arguments(parser, seconds=0.5)
+    add_common_arguments(parser, seconds=1.0)
     return parser.parse_args()
 
 
