@@ -8,9 +8,17 @@ import pytest
 from sgdphases.models.products import dense_product
 from sgdphases.progress import matrix_product_flop
 
-# (samples, in, out): few outputs; rows at an awkward distance, in few, in many and in unequal
-# blocks; rows at another distance; a single sample.
-SHAPES = [(12, 20, 7), (32, 256, 130), (530, 256, 128), (37, 512, 128), (9, 30, 140), (1, 256, 128)]
+# (samples, in, out): few outputs; few, but more than inputs; rows at an awkward distance, in one
+# block, in unequal ones, and too many; rows at another distance; a single sample.
+SHAPES = [
+    (12, 20, 7),
+    (12, 7, 20),
+    (32, 256, 130),
+    (70, 256, 128),
+    (530, 256, 128),
+    (9, 30, 140),
+    (1, 256, 128),
+]
 
 
 def draw(*shapes, dtype=np.float64):
@@ -72,8 +80,8 @@ def test_leading_axes_are_samples():
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="on CPU alone")
-@pytest.mark.parametrize("shape", [(128, 512, 512), (128, 512, 10)])
-def test_no_product_is_summed_along_columns_on_cpu(shape):
+@pytest.mark.parametrize("shape", [(128, 512, 512), (128, 512, 10), (16, 512, 512)])
+def test_no_gradient_of_such_shapes_is_summed_along_columns_on_cpu(shape):
     """XLA must not take the transpositions back: its own gradients would be summed that way."""
     samples, fan_in, fan_out = shape
     x, w = draw((samples, fan_in), (fan_in, fan_out), dtype=np.float32)
@@ -84,6 +92,40 @@ def test_no_product_is_summed_along_columns_on_cpu(shape):
 
     assert is_slow(jnp.matmul)
     assert not is_slow(dense_product)
+
+
+def test_runs_that_share_inputs_take_one_product():
+    x, w = draw((8, 20), (3, 20, 7), dtype=np.float32)
+    gradients = jax.vmap(jax.grad(loss_of(dense_product), argnums=1), in_axes=(None, 0))
+    text = jax.jit(gradients).lower(x, w).as_text()
+    assert "8x21xf32" in text  # the errors of the three runs beside each other
+
+
+@pytest.mark.parametrize("types", [("float32", "float64"), ("float64", "float32")])
+def test_gradients_have_the_types_of_their_arguments(types):
+    with jax.enable_x64(True):
+        x, w = (a.astype(t) for a, t in zip(draw((4, 6), (6, 3)), types, strict=True))
+        assert dense_product(x, w).dtype == np.float64
+        gradients = jax.grad(loss_of(dense_product), argnums=(0, 1))(x, w)
+        assert tuple(str(g.dtype) for g in gradients) == types
+
+
+@pytest.mark.parametrize("shapes", [((0, 512), (512, 128)), ((2, 0, 512), (512, 128))])
+def test_no_samples_have_no_gradient(shapes):
+    x, w = draw(*shapes, dtype=np.float32)
+    assert dense_product(x, w).shape == (*x.shape[:-1], 128)
+    assert not jax.grad(lambda w: jnp.sum(dense_product(x, w)))(w).any()
+
+
+def test_precision_is_that_of_the_moment():
+    x, w = draw((4, 6), (6, 3), dtype=np.float32)
+
+    def loss(w):
+        with jax.default_matmul_precision("highest"):
+            return jnp.sum(dense_product(x, w) ** 2)
+
+    text = jax.jit(jax.grad(loss)).lower(w).as_text()
+    assert text.count("precision = [HIGHEST, HIGHEST]") == text.count("dot_general") == 2
 
 
 def test_products_are_counted():

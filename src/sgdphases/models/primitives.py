@@ -8,7 +8,8 @@ import jax
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
-# From arguments and the axis of each that runs lie along, or None, to results and their axis.
+# From arguments, the axis of each that runs lie along, or None, and the options by name, to the
+# result and its axis.
 BatchRule = Callable[..., tuple[jax.Array, int]]
 
 
@@ -16,6 +17,8 @@ def make_primitive(
     name: str, function: Callable[..., jax.Array], batch: BatchRule | None = None
 ) -> Primitive:
     """A primitive of JAX that computes what a function does; it has no derivatives yet.
+
+    Within `jax.shard_map` it needs `check_vma=False`: it does not tell how devices differ.
 
     Args:
         name: Its name, as in traces.
