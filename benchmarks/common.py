@@ -22,6 +22,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -372,9 +373,7 @@ def training_job(
     return lambda num_steps: train(num_steps, chosen), chosen
 
 
-def _fastest_lowering(
-    case: Case, train: Callable[[int, Mapping[str, Any]], float]
-) -> dict[str, Any]:
+def _fastest_lowering(case: Case, train: Callable[..., float]) -> dict[str, Any]:
     """The choice that a long job makes by its trial."""
     from dataclasses import asdict
 
@@ -389,39 +388,42 @@ def _fastest_lowering(
     has_convolutions = case.model == "convolutional"
     candidates = candidate_lowerings(platform_name, runs_per_device, mesh.size, has_convolutions)
 
-    counts: dict[Any, int] = {}
+    paces = {
+        candidate: _compiled_pace(partial(train, forced=asdict(candidate)))
+        for candidate in candidates
+    }
+    return asdict(choose_lowering(candidates, lambda c: 1 / paces[c](1.0), None, {}))
 
-    def seconds_per_step(candidate: Any) -> float:
-        forced = asdict(candidate)
-        if candidate not in counts:
-            train(8, forced)
-            counts[candidate] = max(8, round(train(8, forced)))  # about a second
-            train(counts[candidate], forced)
-        return 1 / train(counts[candidate], forced)
 
-    return asdict(choose_lowering(candidates, seconds_per_step, None, {}))
+def _compiled_pace(train: Callable[[int], float]) -> Callable[[float], float]:
+    """Measure a job when its program has been compiled, as the other sides are.
+
+    Args:
+        train: Takes a number of steps, and returns steps per second.
+
+    Returns:
+        From seconds to measure for, to steps per second. Measurements of one length take the same
+        number of steps, as another number may be another program.
+    """
+    counts: dict[float, int] = {}
+
+    def measure(seconds: float) -> float:
+        if seconds not in counts:
+            train(8)
+            counts[seconds] = max(8, round(seconds * train(8)))
+            train(counts[seconds])
+        return train(counts[seconds])
+
+    return measure
 
 
 def train_with_engine(
     case: Case, threads: int, lowering: Mapping[str, Any] | None = None
 ) -> tuple[Sampler, dict[str, Any]]:
-    """This package's side of a comparison: GFLOP/s of a training job.
-
-    As the other sides, it is measured when its program has been compiled: samples of one length
-    take the same number of steps, as another number may be another program.
-    """
+    """This package's side of a comparison: GFLOP/s of a training job."""
     train, chosen = training_job(case, threads, lowering)
-    flop = case.flop_per_step()
-    train(8)
-    counts: dict[float, int] = {}
-
-    def sample(seconds: float) -> float:
-        if seconds not in counts:
-            counts[seconds] = max(8, round(seconds * train(8)))
-            train(counts[seconds])
-        return train(counts[seconds]) * flop / 1e9
-
-    return sample, {"lowering": chosen}
+    flop, pace = case.flop_per_step(), _compiled_pace(train)
+    return lambda seconds: pace(seconds) * flop / 1e9, {"lowering": chosen}
 
 
 # --- results ---
